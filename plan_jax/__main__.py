@@ -1,0 +1,214 @@
+"""The command line: `python -m plan_jax COMMAND --help` explains each command.
+
+Heavy libraries are imported by the command that needs them, so that --help answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plan_jax import __version__
+from plan_jax.errors import InputError
+
+EPILOG = """\
+from nothing to a grounded phrase:
+  python -m plan_jax build phantom --out runs/phantom_data
+  python -m plan_jax train --config configs/phantom.py --workdir runs/first --config.data.dir=runs/phantom_data
+  python -m plan_jax evaluate grounding --workdir runs/first
+  python -m plan_jax ground --workdir runs/first --image film.png --phrase "nodule in the left upper zone" --out map.png
+
+exit codes: 0 done, 2 the input or the call was wrong (one line says what and what to do), 1 anything else
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = make_parser()
+    call, overrides = parser.parse_known_args(arguments)
+    if overrides and call.command != "train":
+        parser.error(f"unknown arguments: {' '.join(overrides)}")
+    call.overrides = overrides
+    _quiet_libraries()
+    try:
+        return call.run(call)
+    except InputError as error:
+        print(f"plan_jax: {error}", file=sys.stderr)
+        return 2
+    except (ArithmeticError, OSError) as error:
+        print(f"plan_jax: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plan_jax",
+        description="PLAN: which words of a report belong to which pixels of its radiograph, learnt without boxes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_build(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_ground(commands)
+    _add_tables(commands)
+    return parser
+
+
+def _add_build(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "build",
+        help="turn raw files into a data set that train and evaluate read",
+        description="Writes a data set as ArrayRecord, with its tokenizer, a manifest and a contact sheet. "
+        "phantom is made from nothing (toys that test a method, not radiographs); the others read --raw as published.",
+    )
+    parser.add_argument("name", metavar="NAME", help="phantom or covid_cxr")
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of the raw files, in their published layout")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--size", type=int, metavar="N", help="phantom: number of images, all splits together")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn at random (default 0)")
+    parser.add_argument("--level", default="", metavar="LEVEL", help="phantom: easy (default) or realistic")
+    parser.add_argument(
+        "--vocab", type=Path, metavar="FILE", help="vocab.txt of a BERT instead of a trained vocabulary"
+    )
+    parser.set_defaults(run=_build)
+
+
+def _build(call: argparse.Namespace) -> int:
+    from plan_jax.data.build import build
+
+    manifest = build(
+        call.name, raw=call.raw, out=call.out, size=call.size, seed=call.seed, level=call.level, vocab=call.vocab
+    )
+    counts = ", ".join(f"{name} {split['records']}" for name, split in manifest["splits"].items())
+    print(f"{call.out}: {manifest['name']} {manifest['version']}, records: {counts}")
+    for reason, rows in manifest["dropped"].items():
+        print(f"  left out: {rows} rows, {reason}")
+    return 0
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="pretrain on pairs; the same command continues a stopped run",
+        description="Pretrains into a run directory (config.json, metrics.jsonl, checkpoints/, tensorboard/). Ctrl-C and "
+        "SIGTERM save and stop; the same command continues exactly there. Fields are set by --config.FIELD=VALUE: "
+        "--config.data.dir=DIR --config.train.steps=300 --config.optim.learning_rate=1e-3 --config.seed=1; all of them, "
+        "with their defaults, are in plan_jax/config.py.",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="for example configs/phantom.py")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    parser.set_defaults(run=_train)
+
+
+def _train(call: argparse.Namespace) -> int:
+    from plan_jax.config_file import read_config
+
+    config = read_config(call.config, call.overrides)
+    from plan_jax.train.loop import NonFiniteLoss, fit
+
+    try:
+        state = fit(config, call.workdir)
+    except NonFiniteLoss as error:
+        print(f"plan_jax: {error}", file=sys.stderr)
+        return 1
+    done = int(state.step) >= config.train.steps
+    print(f"{call.workdir}: step {int(state.step)}, " + ("finished" if done else "saved; the same command continues"))
+    return 0
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a run on held-out data",
+        description="Scores the newest checkpoint of a run and writes RUN/results/TASK.json: every metric with its 95% "
+        "bootstrap interval over patients. grounding also writes RUN/gallery.html and scores the priors that a grounding "
+        "number must beat.",
+    )
+    parser.add_argument("task", choices=("grounding", "retrieval", "zero_shot"))
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a folder that build wrote (default: the training data)"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "tune", "validation", "test"), help="default: evaluation.split of the run"
+    )
+    parser.add_argument("--reuse", action="store_true", help="keep a results file of this very checkpoint and data")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(call: argparse.Namespace) -> int:
+    from plan_jax.evaluation.run import evaluate
+
+    path = evaluate(call.task, call.workdir, data=call.data, split=call.split, reuse=call.reuse)
+    if call.json:
+        print(path.read_text(), end="")
+    else:
+        from plan_jax.tables import render, results_tables
+
+        print(render(results_tables([call.workdir], tasks=(call.task,))), end="")
+    return 0
+
+
+def _add_ground(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "ground",
+        help="show where in an image a phrase points",
+        description="Writes a picture of the image beside the phrase's heat map. The image is a PNG, JPEG or DICOM of 8 or "
+        "16 bit; the map has its size.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--phrase", required=True, metavar="TEXT", help='for example "left lower zone opacity"')
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    parser.set_defaults(run=_ground)
+
+
+def _ground(call: argparse.Namespace) -> int:
+    from plan_jax.inference import Plan
+    from plan_jax.plots import save_overlay
+
+    found = Plan.load(call.workdir).ground(call.image, call.phrase)
+    save_overlay(call.out, found.image, found.map, phrase=found.phrase, boxes=())
+    row, column = divmod(int(found.map.argmax()), found.map.shape[1])
+    print(
+        f"{call.out}: peak at column {column}, row {row} of {found.map.shape[1]} x {found.map.shape[0]} pixels, "
+        f"similarity {found.map.max():.3f}; score of image and phrase {found.score:.3f}"
+    )
+    return 0
+
+
+def _add_tables(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "tables",
+        help="print the results of runs as tables",
+        description="Prints the tables of RUN/results/*.json.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--format", choices=("text", "md", "tex", "csv", "html"), default="text")
+    parser.set_defaults(run=_tables)
+
+
+def _tables(call: argparse.Namespace) -> int:
+    from plan_jax.tables import render, results_tables
+
+    print(render(results_tables(call.runs), format=call.format), end="")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keeps chatter of the libraries off the terminal; their errors still show."""
+    import logging
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

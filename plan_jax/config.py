@@ -1,0 +1,213 @@
+"""Every setting and its default, once. `[paper]` and `[ours]` say where a value comes from.
+
+A config file (configs/*.py) calls `default_config()` and changes fields; the result is an ml_collections
+ConfigDict, locked and typed. `freeze` turns it into the dataclasses below, which are hashable (static
+arguments of jit) and which all code reads.
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from plan_jax.errors import InputError
+
+FIELD_CHOICES = "choices"
+
+
+def _choice(default: str, *choices: str):
+    return dataclasses.field(default=default, metadata={FIELD_CHOICES: choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it is cut into batches."""
+
+    dir: str = ""  # a folder written by `python -m plan_jax build`
+    batch_size: int = 32  # global, over all processes
+    image_size: int = 224  # side of the square input in pixels (GLoRIA, MGCA)
+    max_tokens: int = 128  # T: word pieces per report, special pieces included
+    max_words: int = 97  # L: words per report
+    sentences: str = _choice("shuffled", "all", "shuffled")  # order of a report's sentences in a step
+    workers: int = 0  # Grain worker processes; 0 reads in threads of the main process
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+    """ResNet by size, stem and stages. Defaults: ResNet-50 [paper: a ResNet; ours: which]."""
+
+    stem: str = _choice("imagenet", "imagenet", "patchify")  # 7x7/2 + max pool, or one patch-sized convolution
+    patch: int = 4  # side of the patchify stem's kernel and its stride
+    width: int = 64  # channels of the first stage, doubled in each later one
+    stages: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
+    block: str = _choice("bottleneck", "basic", "bottleneck")
+    local_stage: int = 3  # 1-based stage whose map gives the patch features [ours]
+    batch_norm: str = _choice("train", "train", "frozen")  # frozen: running statistics also while training
+    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """BERT by size. Defaults: BERT-base, as BioClinicalBERT [paper]."""
+
+    vocab_size: int = 28996  # set from the tokenizer when training starts
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    max_positions: int = 512
+    dropout: float = 0.1
+    last_layers: int = 1  # hidden states summed into the token features: 1 or 4
+    dtype: str = _choice("float32", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig:
+    """The fields of the method's equations (`plan_jax.alignment.reference`). All forms and values are [ours]."""
+
+    dim: int = 256  # D, the joint space
+    rounds: int = 3  # K, refinement rounds [paper: iterate; ours: how many]
+    history: float = 0.5  # rho, weight of S_k in S_{k+1}
+    evidence: float = 0.5  # gamma, weight of the region in the updated word
+    region_temperature: float = 0.1  # tau_region
+    word_importance: str = _choice("text", "text", "pair", "uniform")
+    word_temperature: float = 0.1  # tau_word, used by word_importance = pair
+    word_keep: float = 1.0  # share of a report's words that enter the local similarity
+    importance: float = 0.0  # exponent of the patch importance in the attention; 0 switches it off
+    patch_temperature: float = 0.1  # tau_patch
+    aggregation: str = _choice("mean", "mean", "logsumexp")  # over words
+    aggregation_temperature: float = 0.2
+    region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and temperatures of the two contrastive losses."""
+
+    global_weight: float = 1.0
+    local_weight: float = 1.0
+    global_temperature: float = 0.1
+    local_temperature: float = 0.1
+    deep_supervision: float = 0.0  # weight of the local loss of every round before the last
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warmup, cosine decay to zero and clipping by global norm."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01  # not on biases, norms and embeddings
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what is written when."""
+
+    steps: int = 10000
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How held-out data is scored."""
+
+    split: str = _choice("test", "train", "tune", "validation", "test")
+    batch_size: int = 64
+    pool: int = 200  # retrieval is also scored on pools of this size
+    bootstrap: int = 1000
+    global_weight: float = 0.5  # of the cosine of global features in an image-text score
+    local_weight: float = 0.5  # of the local similarity in an image-text score
+    untrained: bool = False  # also score a freshly initialised network
+    gallery: int = 24  # examples in gallery.html
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run needs to be repeated."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def default_config() -> ConfigDict:
+    """The defaults as a locked ConfigDict, for configs/*.py to change."""
+    return ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def freeze(config: ConfigDict) -> Config:
+    """The dataclasses of a ConfigDict.
+
+    Raises:
+        InputError: a field is unknown, or its value is not one of its choices.
+    """
+    return _build(Config, config.to_dict(), "config")
+
+
+def save_config(path: Path, config: Config) -> None:
+    """Writes a run's config.json."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> Config:
+    """Reads a run's config.json.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or holds a field this version does not know.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} must be a run's configuration, got no such file; train first or check --workdir")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be JSON, got {error}; restore the file that training wrote") from error
+    return _build(Config, values, str(path))
+
+
+def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
+    """`kind` filled from a dictionary; fields that are absent keep their default."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a group of fields, got {values!r}; see plan_jax/config.py")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    filled = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"choose from {', '.join(fields)}"
+            raise InputError(f"{where} must have only known fields, got {name!r}; {hint}")
+        field = fields[name]
+        if dataclasses.is_dataclass(field.type):
+            filled[name] = _build(typing.cast(type, field.type), value, f"{where}.{name}")
+        else:
+            filled[name] = _checked(field, value, f"{where}.{name}")
+    return kind(**filled)
+
+
+def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.Any:
+    """A value of the field's type and among its choices."""
+    choices = field.metadata.get(FIELD_CHOICES)
+    if choices and value not in choices:
+        raise InputError(f"{where} must be one of {', '.join(choices)}, got {value!r}; see plan_jax/config.py")
+    wanted = type(field.default)
+    if isinstance(value, list):
+        value = tuple(value)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise InputError(f"{where} must be a {wanted.__name__}, got {value!r}; see plan_jax/config.py")
+    return value

@@ -1,0 +1,150 @@
+"""From raw files to a data set that can be trained on: the driver behind `python -m plan_jax build`."""
+
+import contextlib
+import difflib
+import importlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plan_jax.data.builder import BuildOptions, RecordBuilder
+from plan_jax.data.records import MANIFEST, STAGING, data_folder, file_hash, open_split, read_manifest
+from plan_jax.data.sheet import contact_sheet
+from plan_jax.data.text import Tokenizer, train_wordpiece
+from plan_jax.errors import InputError
+
+# data set -> module and class; imported when it is built
+BUILDERS = {
+    "phantom": ("plan_jax.data.phantom", "PhantomBuilder"),
+    "covid_cxr": ("plan_jax.data.covid_cxr", "CovidCxr"),
+}
+VOCAB_SIZE = 8192  # at most: a small corpus stops at the pieces that occur twice
+SHEET_IMAGES = 24
+
+
+def build(
+    name: str,
+    *,
+    out: Path,
+    raw: Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    level: str = "",
+    vocab: Path | None = None,
+) -> dict:
+    """Writes data set `name` into `out` and returns its manifest; a complete build of the same options is left as is.
+
+    Args:
+        out: gets NAME/VERSION/ (the TFDS data set), tokenizer.json, contact_sheet.png and, last, manifest.json.
+        raw: folder with the published files, for data sets that have any.
+        size: number of images; None for all, or the data set's default.
+        level: for data sets with levels.
+        vocab: a tokenizer.json or BERT vocab.txt to use; None learns one from the train split.
+    InputError: unknown name, unusable options, or `out` holds another build. A half-finished build is built anew.
+    """
+    out = Path(out).resolve()
+    options = BuildOptions(raw=None if raw is None else Path(raw), size=size, seed=seed, level=level)
+    if options.raw is not None and not options.raw.is_dir():
+        raise InputError(f"--raw must be a folder, got {options.raw}; give the folder with the published files")
+    staging = out / STAGING
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out must be a folder, got the file {out}; give another")
+    tokenizer = Tokenizer.load(vocab) if vocab is not None else None
+    shutil.rmtree(staging, ignore_errors=True)  # of a build that was killed; TFDS would take it up
+    builder = _builder_class(name)(options, data_dir=staging)
+    identity = _identity(builder, vocab)
+    if (out / MANIFEST).exists():
+        return _reuse(out, identity)
+
+    _clear_unfinished(out, identity)
+    try:
+        manifest = _write(builder, identity, tokenizer, staging=staging)
+        for part in (builder.name, "tokenizer.json", "contact_sheet.png", MANIFEST):  # the last one says "complete"
+            (staging / part).rename(out / part)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _write(builder: RecordBuilder, identity: dict, tokenizer: Tokenizer | None, *, staging: Path) -> dict:
+    """Builds everything in `staging`, the builder's folder, and returns the manifest."""
+    progress = tqdm(total=builder.total(), unit="image", desc=f"build {builder.name}", file=sys.stderr, mininterval=1)
+    with progress as bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
+        builder.progress = bar.update
+        builder.download_and_prepare()
+    folder = data_folder(staging, identity)
+    manifest = identity | {
+        "classes": list(builder.classes),
+        "splits": builder.split_counts,
+        "shards": {path.name: file_hash(path) for path in sorted(folder.glob("*.array_record*"))},
+        "dropped": dict(sorted(builder.dropped.items())),
+    }
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    _write_companions(staging, tokenizer, caption=f"{builder.name}. {builder.summary}")
+    return manifest
+
+
+def _builder_class(name: str) -> type[RecordBuilder]:
+    if name not in BUILDERS:
+        near = difflib.get_close_matches(name, BUILDERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(BUILDERS)}"
+        raise InputError(f"data set must be one of {', '.join(BUILDERS)}, got {name!r}; {hint}")
+    module, cls = BUILDERS[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+def _identity(builder: RecordBuilder, vocab: Path | None) -> dict:
+    """What makes two builds the same."""
+    options = builder.manifest_options()
+    if vocab is not None:
+        options = options | {"vocab": file_hash(Path(vocab))}
+    return {"name": builder.name, "version": str(builder.version), "options": options}
+
+
+def _reuse(out: Path, identity: dict) -> dict:
+    """The manifest in `out`, if it is of the build asked for."""
+    manifest = read_manifest(out)
+    there = {key: manifest[key] for key in identity}
+    if there != identity:
+        raise InputError(
+            f"--out must be a new folder or hold the same build, got {out} with {_describe(there)} "
+            f"when asked for {_describe(identity)}; give another --out or remove that folder"
+        )
+    open_split(out, next(iter(manifest["splits"])))  # raises if shards are gone
+    tqdm.write(f"{out} already holds {_describe(identity)}; nothing to do", file=sys.stderr)
+    return manifest
+
+
+def _describe(identity: dict) -> str:
+    options = " ".join(f"{key}={value}" for key, value in identity["options"].items())
+    return f"{identity['name']} {identity['version']} ({options})"
+
+
+def _clear_unfinished(out: Path, identity: dict) -> None:
+    """Makes room for a build; removes only what an unfinished build leaves."""
+    left = out / identity["name"]
+    if left.exists() and not any(left.glob("*/dataset_info.json")):
+        raise InputError(
+            f"--out must be a new folder or one of ours, got {out} with a {left.name} that is not; give another"
+        )
+    try:
+        if left.exists():
+            shutil.rmtree(left)
+        (out / STAGING).mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--out must be a folder that can be written, got {out}: {error.strerror}") from error
+
+
+def _write_companions(directory: Path, tokenizer: Tokenizer | None, *, caption: str) -> None:
+    """tokenizer.json and contact_sheet.png, both from the train split."""
+    train = open_split(directory, "train")
+    if tokenizer is None:
+        texts = (train[i].report for i in range(len(train)))
+        tokenizer = train_wordpiece(texts, vocab_size=VOCAB_SIZE)
+    tokenizer.save(directory / "tokenizer.json")
+    shown = [train[i] for i in range(min(SHEET_IMAGES, len(train)))]
+    contact_sheet(shown, caption=caption, path=directory / "contact_sheet.png")

@@ -1,0 +1,288 @@
+"""Images in and out: PNG, JPEG and DICOM to gray levels 0-255, and the square that the model sees.
+
+What is decoded is decided by the content, not by the name. Whatever is wrong with a file becomes one InputError. The
+decoders' own complaints are kept off the screen: PNG is checked and rid of what libpng would complain about before cv2
+sees it, and JPEG goes through Pillow, because cv2's JPEG decoder prints and then returns half an image.
+"""
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+from jaxtyping import Num, UInt8
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from pydicom import uid
+from pydicom.multival import MultiValue
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+
+from plan_jax.errors import InputError
+from plan_jax.geometry import Letterbox
+
+# Checked before decoding. A chest radiograph has 4 to 20 million pixels; JPEG and DICOM end at this side anyway.
+MAX_PIXELS, MAX_SIDE = 2**26, 2**16 - 1
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what the pixels depend on
+_DICOM_SUFFIXES = (".dcm", ".dicom")
+_JPEG_SYNTAXES = (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes)
+_GRAY, _COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "H W"]:
+    """The gray image in a PNG, JPEG or DICOM file.
+
+    PNG and JPEG as in `decode_image`. DICOM: rescale, then the first VOI LUT, or else the first window, or else the
+    range from the lowest to the highest value, becomes 0-255; MONOCHROME1 is inverted; colour becomes luma.
+    InputError: no file, empty, too large, cut short, damaged, of another kind, DICOM without pixels or of several
+    frames.
+    """
+    path = Path(path)
+    if not path.is_file():
+        state = "a folder" if path.is_dir() else "none"
+        raise InputError(f"image must be a file, got {state} at {path}; give the path of a PNG, JPEG or DICOM file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"image must be readable, got {error.strerror} at {path}; check its permissions") from error
+    headerless = path.suffix.lower() in _DICOM_SUFFIXES and not data.startswith((_PNG, _JPEG))
+    if data[128:132] == b"DICM" or (data and headerless):
+        return _decode_dicom(data, name=str(path))
+    return decode_image(data, name=str(path))
+
+
+def decode_image(data: bytes, *, name: str) -> UInt8[np.ndarray, "H W"]:
+    """The gray image in an encoded PNG or JPEG.
+
+    Colour becomes luma, transparency is laid over black, EXIF orientation is applied (not to transparent PNG). 8-bit
+    values stay as they are. 16-bit values are scaled so that the range in use, lowest to highest, becomes 0-255:
+    radiographs have 10 to 14 significant bits and would be nearly black if 65535 were white.
+    `name` is what an error calls the image. InputError: empty, too large, cut short, damaged, not PNG or JPEG.
+    """
+    if not data:
+        raise InputError(f"image must hold data, got 0 bytes in {name}; get the file again")
+    if data.startswith(_PNG):
+        return _decode_png(data, name)
+    if data.startswith(_JPEG):
+        return _decode_jpeg(data, name)
+    raise InputError(f"image must be PNG, JPEG or DICOM, got something else in {name}; convert it")
+
+
+def encode_png(image: UInt8[np.ndarray, "H W"]) -> bytes:
+    """A gray image as PNG."""
+    done, data = cv2.imencode(".png", _checked_gray(image))
+    if not done:
+        raise RuntimeError("cv2 did not encode a PNG")
+    return data.tobytes()
+
+
+def letterbox_image(image: UInt8[np.ndarray, "H W"], size: int) -> tuple[UInt8[np.ndarray, "size size"], Letterbox]:
+    """The whole image in a square of side `size`, centred between zeros, and where its pixels went."""
+    height, width = _checked_gray(image).shape
+    box = Letterbox.fit(height, width, size)
+    square = np.zeros((size, size), np.uint8)
+    content = _resize(image, box.content_height, box.content_width)
+    square[box.top : box.top + box.content_height, box.left : box.left + box.content_width] = content
+    return square, box
+
+
+def shrink_image(image: UInt8[np.ndarray, "H W"], *, long_side: int) -> UInt8[np.ndarray, "h w"]:
+    """The image with its long side reduced to `long_side` by area averaging, or as it is where it is not longer."""
+    height, width = _checked_gray(image).shape
+    if max(height, width) <= long_side:
+        return image
+    box = Letterbox.fit(height, width, long_side)
+    return _resize(image, box.content_height, box.content_width)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape == (height, width):
+        return image
+    shrinks = height * width < image.size
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _checked_gray(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+        raise InputError(f"image must be [H W] uint8, got {image.shape} {image.dtype}; decode it with read_image")
+    return image
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if not 1 <= height * width <= MAX_PIXELS or max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"image must have sides of 1 to {MAX_SIDE} and at most {MAX_PIXELS} pixels, "
+            f"got {height} x {width} in {name}; reduce it"
+        )
+
+
+def _damaged(kind: str, name: str) -> InputError:
+    return InputError(f"{kind} must be whole, got damaged data or data cut short in {name}; get the file again")
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _stretch(values: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Lowest value to 0, highest to 255; all 0 where they are equal."""
+    low, high = float(values.min()), float(values.max())
+    return np.rint((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+
+
+# PNG and JPEG
+
+
+def _decode_png(data: bytes, name: str) -> np.ndarray:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise _damaged("PNG", name)
+    width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
+    _check_size(height, width, name)
+    data, chunks = _essential_png(data, name)
+    transparent = colour_type in (4, 6) or (colour_type == 3 and b"tRNS" in chunks)
+    flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise _damaged("PNG", name) from error
+    if image is None:
+        raise _damaged("PNG", name)
+    if image.ndim == 3:
+        opacity = image[..., 3] / (255 if image.dtype == np.uint8 else 65535)
+        gray = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY)
+        image = np.rint(gray * opacity).astype(image.dtype)
+    return image if image.dtype == np.uint8 else _stretch(image)
+
+
+def _essential_png(data: bytes, name: str) -> tuple[bytes, set[bytes]]:
+    """The PNG reduced to the chunks its pixels depend on, every checksum verified, and the kinds of these chunks."""
+    view, at, kinds = memoryview(data), len(_PNG), set()
+    kept: list[bytes | memoryview] = [_PNG]
+    while b"IEND" not in kinds:
+        if at + 12 > len(data):
+            raise _damaged("PNG", name)
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if end > len(data) or zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise _damaged("PNG", name)
+        kind = data[at + 4 : at + 8]
+        if kind in _PNG_CHUNKS:
+            kept.append(view[at:end])
+            kinds.add(kind)
+        at = end
+    return b"".join(kept), kinds
+
+
+def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
+    # Pillow warns of a damaged EXIF block, which is no reason to complain. Filters belong to the whole process, so they
+    # stay untouched while training reads stored images, which have no such block.
+    with _no_warnings() if b"Exif" in data else contextlib.nullcontext():
+        try:
+            image: Image.Image = JpegImageFile(io.BytesIO(data))  # not Image.open, whose own size limit only warns
+            _check_size(image.height, image.width, name)
+            image.draft("L", None)  # the luma is stored as such: no detour through colour
+            image.load()
+            image = ImageOps.exif_transpose(image) if "exif" in image.info else image
+            return np.array(image if image.mode == "L" else image.convert("L"))
+        except InputError:
+            raise
+        except Exception as error:  # damaged data raise almost anything
+            raise _damaged("JPEG", name) from error
+
+
+# DICOM
+
+
+def _decode_dicom(data: bytes, *, name: str) -> np.ndarray:
+    with _no_warnings():  # pydicom warns of deviations that do not touch the pixels
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+            _check_dicom(dataset, name)
+            return _dicom_gray(dataset, name)
+        except InputError:
+            raise
+        except Exception as error:  # pydicom and its plugins raise almost anything; their words may hold patient data
+            raise InputError(
+                f"DICOM must decode, got damaged data or a transfer syntax that is not supported in {name}; "
+                "get the file again or convert it to an uncompressed one"
+            ) from error
+
+
+def _check_dicom(dataset: pydicom.Dataset, name: str) -> None:
+    """Raises InputError for what can be seen before decoding, and gives headerless data their transfer syntax."""
+    if not dataset.get("Rows") or not any(
+        k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    ):
+        raise InputError(f"DICOM must hold a whole image, got no pixels in {name} (not an image, or cut short)")
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise InputError(f"DICOM must hold one frame, got {dataset.NumberOfFrames} in {name}; export one of them")
+    _check_size(int(dataset.Rows), int(dataset.Columns), name)
+    if dataset.get("PhotometricInterpretation") not in (*_GRAY, *_COLOUR):
+        raise InputError(
+            f"DICOM PhotometricInterpretation must be one of {', '.join((*_GRAY, *_COLOUR))}, "
+            f"got {dataset.get('PhotometricInterpretation')} in {name}; convert it"
+        )
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    jpeg = dataset.file_meta.TransferSyntaxUID in _JPEG_SYNTAXES
+    if jpeg and not dataset.PixelData.rstrip(b"\0").endswith(b"\xff\xd9"):  # the decoders would fill in what is missing
+        raise _damaged("DICOM", name)
+
+
+def _dicom_gray(dataset: pydicom.Dataset, name: str) -> np.ndarray:
+    values = pixel_array(dataset)
+    if values.ndim == 3:
+        gray = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
+        return gray if gray.dtype == np.uint8 else _stretch(gray)
+    values = apply_modality_lut(values, dataset).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"DICOM pixels must be finite, got NaN or infinity in {name}; export it again")
+    gray = _display(values, dataset)
+    return 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
+
+
+def _display(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """Values to 0-255 by the file's VOI LUT or window (DICOM PS3.3 C.11.2), or by their range where it has neither.
+
+    Not pydicom's `apply_voi_lut`: it keeps indices in the type of the table's entries, which overflows for 8-bit
+    entries, and its windows give a range that depends on four other tags.
+    """
+    if dataset.get("VOILUTSequence"):
+        item = dataset.VOILUTSequence[0]
+        entries, first = item.LUTDescriptor[0] or 2**16, item.LUTDescriptor[1]
+        table = item.LUTData
+        if isinstance(table, bytes):
+            table = np.frombuffer(table, np.uint8 if len(table) == entries else "<u2")
+        index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+        return _stretch(np.asarray(table))[None, :].take(index)
+    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None or width <= 0:  # a window without width shows nothing
+        return _stretch(values)
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        shown = 0.5 + 0.5 * np.tanh(2 * (values - centre) / width)
+    elif function == "LINEAR_EXACT" or width < 1:
+        shown = (values - centre) / width + 0.5
+    else:
+        shown = (values - centre + 0.5) / max(width - 1, 1e-6) + 0.5
+    return np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+
+
+def _first(value) -> float | None:
+    """A number, or the first of several."""
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
+    return None if value is None else float(value)

@@ -1,0 +1,126 @@
+"""Data set `phantom`: synthetic chest images with reports, findings with exact masks. TOYS that test a method, not
+radiographs: nothing measured on them says anything about patients.
+
+Level `easy` is learnable from scratch within a minute of CPU time. Level `realistic` (anatomy-bound, subtle findings)
+is not solved: in short trials no arm grounded better on it than the place where a finding of that type usually lies.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from plan_jax.data import phantom_easy, phantom_realistic
+from plan_jax.data.builder import RecordBuilder
+from plan_jax.data.image import encode_png
+from plan_jax.data.phantom_scene import Scene
+from plan_jax.data.phantom_text import Report, phantom_report
+from plan_jax.data.records import SPLITS, Phrase, Record
+from plan_jax.errors import InputError
+
+LEVELS = {
+    "easy": (phantom_easy.easy_scene, phantom_easy.CLASSES),
+    "realistic": (phantom_realistic.realistic_scene, phantom_realistic.CLASSES),
+}
+DEFAULT_SIZE = 12_000
+MIN_SIZE = 12  # the smallest that gives every split a patient
+HELD_OUT = 0.04  # share of the patients in each of tune, validation and test
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One image with its findings (exact masks and boxes) and its report."""
+
+    index: int
+    patient: int
+    scene: Scene
+    report: Report
+
+
+def make_phantom(seed: int, index: int, *, level: str) -> Phantom:
+    """Image `index` of the data set of `seed`: a pure function, so any image can be made alone."""
+    draw, classes = LEVELS[level]
+    patient = patient_of(index)
+    stream = [seed, list(LEVELS).index(level)]
+    scene = draw(np.random.default_rng([*stream, 0, patient]), np.random.default_rng([*stream, 1, index]))
+    report = phantom_report(scene.findings, classes, np.random.default_rng([*stream, 2, index]))
+    return Phantom(index, patient, scene, report)
+
+
+def patient_of(index: int) -> int:
+    """The patient of an image: of three consecutive images, the first two show one patient, the third another."""
+    return 2 * (index // 3) + (index % 3 == 2)
+
+
+def split_of_patients(size: int, seed: int) -> list[str]:
+    """Split of each patient of a data set of `size` images: 4 % each held out, at least one, the rest train."""
+    count = patient_of(size - 1) + 1
+    held = max(1, round(HELD_OUT * count))
+    splits = ["train"] * count
+    order = np.random.default_rng([seed, count]).permutation(count)
+    for number, name in enumerate(SPLITS[1:]):
+        for patient in order[number * held : (number + 1) * held]:
+            splits[patient] = name
+    return splits
+
+
+def phantom_record(phantom: Phantom) -> Record:
+    """The phantom as stored: encoded image and masks, one phrase per finding."""
+    findings = phantom.scene.findings
+    phrases = tuple(
+        Phrase(
+            text=mention.phrase,
+            category=finding.category,
+            side=finding.side,
+            zone=finding.zone,
+            located=mention.located,
+            boxes=(finding.box,),
+            mask=encode_png(finding.mask.astype(np.uint8) * 255),
+        )
+        for finding, mention in zip(findings, phantom.report.mentions, strict=True)
+    )
+    return Record(
+        key=f"phantom-{phantom.index:06d}",
+        patient=f"p{phantom.patient:06d}",
+        study=f"s{phantom.index:06d}",
+        image=encode_png(phantom.scene.image),
+        sections=(("findings", " ".join(phantom.report.sentences)),),
+        labels=tuple(finding.category for finding in findings),
+        phrases=phrases,
+    )
+
+
+class PhantomBuilder(RecordBuilder, skip_registration=True):
+    """`python -m plan_jax build phantom --out DIR [--size N] [--seed S] [--level easy|realistic]`."""
+
+    name = "phantom"
+    VERSION = tfds.core.Version("1.0.0")
+    summary = "Synthetic chest images with reports and exact masks: toys that test a method, not radiographs."
+
+    def check(self) -> None:
+        size, level = self.options.size, self.options.level or "easy"
+        if level not in LEVELS:
+            raise InputError(f"--level must be one of {', '.join(LEVELS)} for phantom, got {level!r}")
+        if size is not None and size < MIN_SIZE:
+            raise InputError(f"--size must be at least {MIN_SIZE} for phantom, got {size}")
+        if self.options.seed < 0:
+            raise InputError(f"--seed must be 0 or more, got {self.options.seed}")
+        if self.options.raw is not None:
+            raise InputError(f"--raw must be left out for phantom, which is made up, got {self.options.raw}")
+        self.level, self.classes = level, LEVELS[level][1]
+
+    def total(self) -> int:
+        return DEFAULT_SIZE if self.options.size is None else self.options.size
+
+    def manifest_options(self) -> dict[str, int | str]:
+        return {"size": self.total(), "seed": self.options.seed, "level": self.level}
+
+    def read(self) -> Mapping[str, Iterator[Record]]:
+        splits = split_of_patients(self.total(), self.options.seed)
+        return {name: self._records(name, splits) for name in SPLITS}
+
+    def _records(self, name: str, splits: list[str]) -> Iterator[Record]:
+        for index in range(self.total()):
+            if splits[patient_of(index)] == name:
+                yield phantom_record(make_phantom(self.options.seed, index, level=self.level))

@@ -1,0 +1,129 @@
+"""The image encoder: torchvision's ResNet v1.5, or the same stages behind a patchify stem.
+
+Source: He et al., *Deep Residual Learning* (arXiv 1512.03385) as written in torchvision.models.resnet. Parameter
+names map one to one: conv1, bn1 -> stem_conv, stem_norm; layer2.0.conv1, layer2.0.bn1 -> stage2_block0/conv1,
+stage2_block0/norm1; layer2.0.downsample.0 and .1 -> stage2_block0/downsample_conv and downsample_norm.
+"""
+
+from functools import partial
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from plan_jax.config import ImageEncoderConfig
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm whose running variance is, as torch's, the average of the unbiased batch variances."""
+
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:
+        """Normalise over the batch and the map; use_running_average is set in the constructor."""
+        before = self.get_variable("batch_stats", "var")
+        x = super().__call__(x)
+        if not self.use_running_average and not self.is_initializing():
+            count = x.size // x.shape[-1]
+            after = self.get_variable("batch_stats", "var")
+            batch = after - self.momentum * before  # (1 - momentum) * biased variance
+            self.put_variable("batch_stats", "var", after + batch / max(count - 1, 1))
+        return x
+
+
+def _conv(config: ImageEncoderConfig, features: int, kernel: int, stride: int, *, padding: int, name: str) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),  # as torch; SAME pads strided maps unevenly
+        use_bias=False,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        name=name,
+    )
+
+
+def _norm(config: ImageEncoderConfig, *, train: bool, name: str) -> BatchNorm:
+    running = not train or config.batch_norm == "frozen"
+    # Two passes for the variance: E[x^2] - E[x]^2 cancels where a channel's mean is large against its spread.
+    return BatchNorm(running, momentum=0.9, epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+def _block_convs(config: ImageEncoderConfig, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+    """(features, kernel, stride) of the convolutions of one block; v1.5: the stride is on a 3x3."""
+    if config.block == "basic":
+        return (channels, 3, stride), (channels, 3, 1)
+    return (channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)
+
+
+def _stage_stride(config: ImageEncoderConfig, stage: int, block: int) -> int:
+    return 2 if stage > 1 and block == 0 else 1
+
+
+class Block(nn.Module):
+    """One residual block, basic or bottleneck."""
+
+    config: ImageEncoderConfig
+    channels: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B i j k"]:
+        norm = partial(_norm, self.config, train=train)
+        shortcut = x
+        convs = _block_convs(self.config, self.channels, self.stride)
+        for i, (features, kernel, stride) in enumerate(convs, start=1):
+            x = _conv(self.config, features, kernel, stride, padding=kernel // 2, name=f"conv{i}")(x)
+            x = norm(name=f"norm{i}")(x)
+            x = nn.relu(x) if i < len(convs) else x
+        if shortcut.shape[-1] != x.shape[-1] or self.stride != 1:
+            shortcut = _conv(self.config, x.shape[-1], 1, self.stride, padding=0, name="downsample_conv")(shortcut)
+            shortcut = norm(name="downsample_norm")(shortcut)
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """A ResNet that returns the map of every stage.
+
+    Parameters and running statistics are float32; the computation and the maps have `config.dtype`. Batch
+    statistics are over the batch and the map, never over one image (with train=True, apply with
+    mutable=["batch_stats"] unless config.batch_norm is "frozen").
+    """
+
+    config: ImageEncoderConfig
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "B H W C"], *, train: bool) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps [B h w c] of stages 1, 2, ...; with a patchify stem, H and W are cut to whole patches."""
+        c = self.config
+        if c.stem == "imagenet":
+            x = _conv(c, c.width, 7, 2, padding=3, name="stem_conv")(image)
+        else:
+            x = _conv(c, c.width, c.patch, c.patch, padding=0, name="stem_conv")(image)
+        x = nn.relu(_norm(c, train=train, name="stem_norm")(x))
+        if c.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf
+        maps = []
+        for stage, blocks in enumerate(c.stages, start=1):
+            for i in range(blocks):
+                stride = _stage_stride(c, stage, i)
+                x = Block(c, c.width * 2 ** (stage - 1), stride, name=f"stage{stage}_block{i}")(x, train=train)
+            maps.append(x)
+        return maps
+
+
+def receptive_field(config: ImageEncoderConfig) -> list[int]:
+    """Side in pixels of the square of input that one cell of each stage's map depends on.
+
+    Each k x k convolution or pool widens the field by (k - 1) times the stride accumulated before it. Batch
+    statistics are not counted, and at the border the field reaches into the padding.
+    """
+    stem = ((7, 2), (3, 2)) if config.stem == "imagenet" else ((config.patch, config.patch),)
+    field, jump = 1, 1
+    for kernel, stride in stem:
+        field, jump = field + (kernel - 1) * jump, jump * stride
+    fields = []
+    for stage, blocks in enumerate(config.stages, start=1):
+        for i in range(blocks):
+            for _, kernel, stride in _block_convs(config, config.width, _stage_stride(config, stage, i)):
+                field, jump = field + (kernel - 1) * jump, jump * stride
+        fields.append(field)
+    return fields

@@ -1,0 +1,74 @@
+"""One evaluation command: load the run, score it on a split, write RUN/results/TASK.json."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from plan_jax import __version__
+from plan_jax.checkpoint import latest_step
+from plan_jax.config import load_config
+from plan_jax.data.records import manifest_hash, open_split
+from plan_jax.evaluation.grounding import Scored, evaluate_grounding
+from plan_jax.evaluation.retrieval import evaluate_retrieval
+from plan_jax.evaluation.zero_shot import evaluate_zero_shot
+from plan_jax.gallery import write_gallery
+from plan_jax.inference import Plan
+from plan_jax.plots import Example
+from plan_jax.tables import grounding_table
+
+
+def evaluate(
+    task: str, workdir: Path, *, data: Path | None = None, split: str | None = None, reuse: bool = False
+) -> Path:
+    """Scores a run's newest checkpoint on a task and returns the path of its results file.
+
+    Args:
+        task: grounding (also writes gallery.html), retrieval or zero_shot.
+        workdir: the run directory.
+        data: a built data set; by default the one the run trained on.
+        split: by default `evaluation.split` of the run.
+        reuse: return at once if the results file is of this checkpoint, configuration, data and version.
+    """
+    config = load_config(workdir / "config.json")
+    directory = data or Path(config.data.dir)
+    about = {
+        "task": task,
+        "step": latest_step(workdir),
+        "split": split or config.evaluation.split,
+        "data": manifest_hash(directory),
+        "config": hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest(),
+        "version": __version__,
+    }
+    path = workdir / "results" / f"{task}.json"
+    if reuse and path.is_file() and about.items() <= json.loads(path.read_text()).items():
+        return path
+    plan, records = Plan.load(workdir), open_split(directory, about["split"])
+    if task == "grounding":
+        results, scored = evaluate_grounding(plan, records, open_split(directory, "train"))
+        examples = gallery_examples(scored, plan.config.evaluation.gallery)
+        title = f"PLAN: grounding maps after {plan.step} steps"
+        write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
+    else:
+        results = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](plan, records)
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps({**results, **about}, indent=2) + "\n")
+    partial.replace(path)
+    return path
+
+
+def gallery_examples(scored: list[Scored], count: int) -> list[Example]:
+    """Evenly spaced queries of the split, not the best ones: the gallery shows what is typical, failures included."""
+    picked = scored[:: max(1, len(scored) // count)][:count]
+    return [
+        Example(
+            image=one.query.image,
+            grounding_map=one.map,
+            boxes=one.query.phrase.boxes,
+            phrase=one.query.phrase.text,
+            category=one.query.phrase.category,
+            cnr_signed=one.metrics["cnr_signed"],
+            pointing=one.metrics["pointing"],
+        )
+        for one in picked
+    ]

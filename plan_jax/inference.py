@@ -1,0 +1,189 @@
+"""A trained model in use: `Plan.load(run).ground(image, phrase)`. The run directory is its only input."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from plan_jax.alignment.reference import grounding_map, soft_regions
+from plan_jax.checkpoint import latest_step, load_variables
+from plan_jax.config import Config, load_config
+from plan_jax.data.image import letterbox_image, read_image
+from plan_jax.data.text import Tokenizer
+from plan_jax.errors import InputError
+from plan_jax.losses import image_text_score
+from plan_jax.model import PlanModel, initial_variables
+from plan_jax.types import ImageFeatures, TextFeatures
+
+Image = str | Path | np.ndarray  # a file (PNG, JPEG, DICOM) or gray levels [H W] uint8
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundingMap:
+    """Where in an image a phrase points.
+
+    Attributes:
+        map: [H W] similarity in -1..1 at the image's own size.
+        image: [H W] uint8, the image as read.
+        phrase: the query.
+        words: the words of the phrase.
+        word_importance: [L] weight of each word in the map; sums to 1.
+        score: similarity of image and phrase, as in `Plan.similarity`.
+    """
+
+    map: np.ndarray
+    image: np.ndarray
+    phrase: str
+    words: tuple[str, ...]
+    word_importance: np.ndarray
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A model with its tokenizer and parameters, ready to score and to ground."""
+
+    config: Config
+    tokenizer: Tokenizer
+    variables: Any
+    step: int
+
+    @staticmethod
+    def load(directory: str | Path) -> "Plan":
+        """The newest checkpoint of a run directory.
+
+        Raises:
+            InputError: the folder is not a run, or has no checkpoint yet.
+        """
+        directory = Path(directory)
+        config = load_config(directory / "config.json")
+        step = latest_step(directory)
+        shapes = jax.eval_shape(functools.partial(initial_variables, PlanModel(config), config, seed=config.seed))
+        placed = jax.tree.map(_on_first_device, shapes)
+        variables = load_variables(directory, step, placed)
+        return Plan(config, Tokenizer.load(directory / "tokenizer.json"), variables, step)
+
+    def untrained(self) -> "Plan":
+        """The same model before its first step."""
+        variables = initial_variables(PlanModel(self.config), self.config, seed=self.config.seed)
+        return dataclasses.replace(self, variables=variables, step=0)
+
+    def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
+        """How well every phrase fits every image: [I R], a weighted sum of global and local similarity."""
+        squares = np.stack([letterbox_image(_gray(image), self.config.data.image_size)[0] for image in images])
+        return self.score(self.encode_images(squares[..., None]), self.encode_texts(phrases))
+
+    def ground(self, image: Image, phrase: str) -> GroundingMap:
+        """Where `phrase` is in `image`, at the image's own size.
+
+        Raises:
+            InputError: the image cannot be read, or the phrase is empty or longer than the text encoder reads.
+        """
+        texts = self.encode_texts([phrase])
+        gray = _gray(image)
+        square, letterbox = letterbox_image(gray, self.config.data.image_size)
+        features = self.encode_images(square[None, ..., None])
+        maps, importance = self.ground_features(features, texts)
+        words = self._tokens(phrase, truncate=False).words
+        return GroundingMap(
+            map=letterbox.map_to_original(maps[0]),
+            image=gray,
+            phrase=phrase,
+            words=words,
+            word_importance=importance[0][: len(words)],
+            score=float(self.score(features, texts)[0, 0]),
+        )
+
+    def encode_images(self, images: np.ndarray) -> ImageFeatures:
+        """Features of model inputs [I H W 1] uint8, computed in batches of one compiled shape."""
+        encode = functools.partial(_encode_image, self.variables, config=self.config)
+        return _batched(encode, (images,), self.config.evaluation.batch_size)
+
+    def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextFeatures:
+        """Features of texts; one that is longer than the text encoder reads is an error unless `truncate`."""
+        tokens = [self._tokens(text, truncate=truncate) for text in texts]
+        columns = tuple(
+            np.stack([getattr(t, name) for t in tokens]) for name in ("token_ids", "word_ids", "token_mask")
+        )
+        encode = functools.partial(_encode_text, self.variables, config=self.config)
+        return _batched(encode, columns, self.config.evaluation.batch_size)
+
+    def score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        """Image-text scores [I R] of features."""
+        score = functools.partial(_score, config=self.config)
+        return np.asarray(_batched(lambda part: score(part, texts), (images,), self.config.evaluation.batch_size))
+
+    def ground_features(self, images: ImageFeatures, texts: TextFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Grounding maps [R h w] and word importances [R L] of text r in image r."""
+        ground = functools.partial(_ground, config=self.config)
+        maps, importance = _batched(ground, (images, texts), self.config.evaluation.batch_size)
+        return np.asarray(maps).reshape(len(maps), *images.grid), np.asarray(importance)
+
+    def _tokens(self, text: str, *, truncate: bool):
+        data = self.config.data
+        return self.tokenizer.encode(text, max_tokens=data.max_tokens, max_words=data.max_words, truncate=truncate)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode_image(variables: Any, images: Array, *, config: Config) -> ImageFeatures:
+    return PlanModel(config).apply(variables, images, method="encode_image")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode_text(variables: Any, token_ids: Array, word_ids: Array, token_mask: Array, *, config: Config):
+    return PlanModel(config).apply(variables, token_ids, word_ids, token_mask, method="encode_text")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Float[Array, "I R"]:
+    return image_text_score(images, texts, config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tuple[Array, Array]:
+    def one(patch, word, word_logit, mask):
+        regions = soft_regions(word, patch, word_logit, mask, config=config.alignment)
+        return grounding_map(regions), regions.word_importance
+
+    return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
+
+
+def _batched(function: Callable, arguments: tuple, size: int) -> Any:
+    """`function` over the first axis in padded pieces: of `size`, or of the next power of two where there are fewer."""
+    count = jax.tree.leaves(arguments)[0].shape[0]
+    if not count:
+        raise InputError("at least one image and one text must be given, got none; pass some")
+    size = min(size, 1 << (count - 1).bit_length())
+    parts = []
+    for start in range(0, count, size):
+        piece = jax.tree.map(lambda leaf: _padded(leaf[start : start + size], size), arguments)
+        parts.append(function(*piece))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
+
+
+def _padded(leaf: Any, size: int) -> Any:
+    """The first axis filled up to `size` with copies of the last row."""
+    missing = size - leaf.shape[0]
+    return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
+
+
+def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A checkpoint of any mesh, read onto one device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _gray(image: Image) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_image(Path(image))
+    if image.ndim != 2 or image.dtype != np.uint8:
+        raise InputError(
+            f"an image array must be [H W] uint8, got {image.shape} {image.dtype}; convert it or pass a file"
+        )
+    return image

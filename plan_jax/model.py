@@ -1,0 +1,107 @@
+"""PlanModel: the two encoders and the projections into the joint space."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from plan_jax.alignment.reference import normalize
+from plan_jax.config import Config
+from plan_jax.encoders.bert import Bert
+from plan_jax.encoders.resnet import ResNet
+from plan_jax.types import Batch, ImageFeatures, TextFeatures
+
+# Mean and standard deviation of a gray level in 0..1: ImageNet's three channels averaged.
+GRAY_MEAN, GRAY_STD = 0.449, 0.226
+
+
+class PlanModel(nn.Module):
+    """Images and texts to features of one joint space.
+
+    Norms in the image path work over the batch or per location, never over the height and width of one image:
+    spatial statistics tell every patch what is elsewhere, so that any patch can answer for any word.
+    """
+
+    config: Config
+
+    def setup(self):
+        dim = self.config.alignment.dim
+        self.image_encoder = ResNet(self.config.image_encoder)
+        self.text_encoder = Bert(self.config.text_encoder)
+        self.patch_projection = PatchProjection(dim)
+        self.image_projection = nn.Dense(dim)
+        self.word_projection = nn.Dense(dim, use_bias=False)
+        self.text_projection = nn.Dense(dim)
+        self.word_score = nn.Dense(1)
+
+    def __call__(self, batch: Batch, *, train: bool) -> tuple[ImageFeatures, TextFeatures]:
+        """Features of a batch of pairs."""
+        images = self.encode_image(batch.image, train=train)
+        return images, self.encode_text(batch.token_ids, batch.word_ids, batch.token_mask, train=train)
+
+    def encode_image(self, image: UInt8[Array, "I H W 1"], *, train: bool = False) -> ImageFeatures:
+        """Patch features u_n = normalize(g(v_n)) of the local stage, and the mean of the last stage, projected."""
+        pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
+        stages = self.image_encoder(pixels, train=train)
+        local = stages[self.config.image_encoder.local_stage - 1].astype(jnp.float32)
+        count, height, width, channels = local.shape
+        patch = self.patch_projection(local.reshape(count, height * width, channels))
+        pooled = self.image_projection(stages[-1].astype(jnp.float32).mean(axis=(1, 2)))
+        return ImageFeatures(pooled=normalize(pooled), patch=normalize(patch), grid=(height, width))
+
+    def encode_text(
+        self,
+        token_ids: Int[Array, "R T"],
+        word_ids: Int[Array, "R T"],
+        token_mask: Bool[Array, "R T"],
+        *,
+        train: bool = False,
+    ) -> TextFeatures:
+        """Word features w_l = normalize(f(t_l)), the mean of a word's pieces, and the mean of all pieces, projected."""
+        token = self.text_encoder(token_ids, token_mask, train=train).astype(jnp.float32)
+        word, mask = merge_pieces(token, word_ids, words=self.config.data.max_words)
+        kept = token_mask[..., None].astype(jnp.float32)
+        mean = (token * kept).sum(axis=1) / jnp.maximum(kept.sum(axis=1), 1)
+        return TextFeatures(
+            pooled=normalize(self.text_projection(mean)),
+            word=jnp.where(mask[..., None], normalize(self.word_projection(word)), 0.0),
+            word_logit=self.word_score(word)[..., 0],
+            mask=mask,
+        )
+
+
+class PatchProjection(nn.Module):
+    """g: a learnable transform of every patch on its own: linear, layer norm, relu, linear [paper: g; ours: its form]."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, patch: Float[Array, "I N C"]) -> Float[Array, "I N D"]:
+        hidden = nn.Dense(self.dim)(patch)
+        return nn.Dense(self.dim)(nn.relu(nn.LayerNorm()(hidden)))
+
+
+def merge_pieces(
+    token: Float[Array, "R T E"], word_ids: Int[Array, "R T"], *, words: int
+) -> tuple[Float[Array, "R L E"], Bool[Array, "R L"]]:
+    """Mean feature of every word's pieces, and which words exist. Pieces with word id -1 belong to none."""
+    member = jax.nn.one_hot(word_ids, words, axis=1, dtype=token.dtype)  # [R L T]; -1 gives a column of zeros
+    count = member.sum(axis=2)
+    summed = jnp.einsum("rlt,rte->rle", member, token)  # [R L E]
+    return summed / jnp.maximum(count, 1)[..., None], count > 0
+
+
+def initial_variables(model: PlanModel, config: Config, *, seed: int) -> dict[str, Any]:
+    """Freshly drawn parameters and batch statistics."""
+    size, pieces = config.data.image_size, config.data.max_tokens
+    batch = Batch(
+        image=jnp.zeros((1, size, size, 1), jnp.uint8),
+        token_ids=jnp.zeros((1, pieces), jnp.int32),
+        word_ids=jnp.full((1, pieces), -1, jnp.int32),
+        token_mask=jnp.ones((1, pieces), bool),
+        record=jnp.zeros((1,), jnp.int32),
+    )
+    initialize = jax.jit(model.init, static_argnames="train")
+    return initialize({"params": jax.random.key(seed)}, batch, train=False)

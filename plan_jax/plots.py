@@ -1,0 +1,169 @@
+"""Pictures of grounding maps. Colours mean the same everywhere: orange says the phrase matches, blue that it does not,
+no colour says zero; the opacity grows with the value up to a stated limit. True boxes are yellow with a dark edge.
+
+Matplotlib is loaded only by the functions that write a file.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Box = tuple[float, float, float, float]
+
+MATCH, MISMATCH, BOX, EDGE = (255, 120, 0), (0, 120, 255), (255, 235, 60), (20, 20, 20)  # RGB
+OPACITY = 0.8  # of the colour at the limit
+MIN_LIMIT = 0.2  # a map weaker than this looks weak
+SIDE = 320  # about the longer side of a picture in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A phrase, an image and where the network finds the one in the other.
+
+    Attributes:
+        image: gray levels of the stored image.
+        grounding_map: similarity of every pixel with the phrase, of the image's size.
+        boxes: true boxes (x0, y0, x1, y1) in pixels, half open.
+        pointing: 1 if the map's peak lies inside the truth, else 0 (a share where several pixels tie).
+    """
+
+    image: UInt8[np.ndarray, "H W"]
+    grounding_map: Float[np.ndarray, "H W"]
+    boxes: tuple[Box, ...]
+    phrase: str
+    category: str
+    cnr_signed: float
+    pointing: float
+
+    @property
+    def hit(self) -> bool:
+        """Whether the pointing game counts as won."""
+        return self.pointing >= 0.5
+
+
+def colour_limit(maps: Iterable[Float[np.ndarray, "H W"]]) -> float:
+    """The value of full colour for pictures seen together: their largest absolute value, at least MIN_LIMIT."""
+    return max([MIN_LIMIT, *(float(np.abs(values).max()) for values in maps)])
+
+
+def overlay(
+    image: UInt8[np.ndarray, "H W"],
+    grounding_map: Float[np.ndarray, "H W"],
+    *,
+    boxes: Sequence[Box] = (),
+    limit: float | None = None,
+    side: int = SIDE,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The map over the gray image, with box outlines, as RGB.
+
+    Small images grow by a whole factor to at most `side` pixels, large ones shrink to it. `limit` is the absolute
+    value of full colour (default: `colour_limit` of this map). ValueError for a map of another size than the image.
+    """
+    if image.shape != grounding_map.shape:
+        raise ValueError(f"the map must have the image's size {image.shape}, got {grounding_map.shape}")
+    limit = limit or colour_limit([grounding_map])
+    gray = _resized(image, side)
+    method = cv2.INTER_LINEAR if gray.size >= image.size else cv2.INTER_AREA
+    values = cv2.resize(grounding_map.astype(np.float32), gray.shape[::-1], interpolation=method)
+    return _outlined(_tinted(gray, values / limit), boxes, scale=gray.shape[1] / image.shape[1])
+
+
+def with_boxes(
+    image: UInt8[np.ndarray, "H W"], *, boxes: Sequence[Box] = (), side: int = SIDE
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The gray image alone with box outlines, as RGB, sized as by `overlay`."""
+    gray = _resized(image, side)
+    return _outlined(np.repeat(gray[..., None], 3, axis=2), boxes, scale=gray.shape[1] / image.shape[1])
+
+
+def save_overlay(
+    path: Path,
+    image: UInt8[np.ndarray, "H W"],
+    grounding_map: Float[np.ndarray, "H W"],
+    *,
+    phrase: str,
+    boxes: Sequence[Box] = (),
+) -> None:
+    """Writes a PNG: the image beside the overlay, the phrase above, a colour bar with the map's values."""
+    from matplotlib.figure import Figure
+
+    limit = colour_limit([grounding_map])
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    left, right, bar = figure.subplots(1, 3, width_ratios=(10, 10, 0.5))
+    _show(left, with_boxes(image, boxes=boxes, side=2 * SIDE), title="image")
+    _show(right, overlay(image, grounding_map, boxes=boxes, limit=limit, side=2 * SIDE), title="grounding map")
+    _colour_bar(bar, limit)
+    figure.suptitle(_wrapped(phrase, width=80, lines=4), parse_math=False)
+    _save(figure, path)
+
+
+def save_figure(path: Path, examples: Sequence[Example]) -> None:
+    """Writes a PNG strip: per example the image with its true boxes above the map, one colour scale for all."""
+    from matplotlib.figure import Figure
+
+    limit = colour_limit(example.grounding_map for example in examples)
+    figure = Figure(figsize=(2.1 * len(examples) + 0.7, 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, len(examples) + 1, width_ratios=[10] * len(examples) + [0.6])
+    for column, example in enumerate(examples):
+        pictures = (
+            with_boxes(example.image, boxes=example.boxes),
+            overlay(example.image, example.grounding_map, boxes=example.boxes, limit=limit),
+        )
+        titles = (_wrapped(example.phrase, width=24, lines=3), f"signed CNR {example.cnr_signed:.2f}")
+        for row in range(2):
+            _show(figure.add_subplot(grid[row, column]), pictures[row], title=titles[row])
+    _colour_bar(figure.add_subplot(grid[:, -1]), limit)
+    _save(figure, path)
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    longest = max(image.shape)
+    if longest <= side:
+        return image.repeat(side // longest, axis=0).repeat(side // longest, axis=1)
+    height, width = (max(1, round(n * side / longest)) for n in image.shape)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _tinted(gray: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Colour over gray; `share` of the limit in [-1, 1], beyond it clipped."""
+    opacity = OPACITY * np.minimum(np.abs(share), 1)[..., None]
+    colour = np.where(share[..., None] > 0, np.array(MATCH), np.array(MISMATCH))
+    return (gray[..., None] * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+
+
+def _outlined(picture: np.ndarray, boxes: Sequence[Box], *, scale: float) -> np.ndarray:
+    thickness = max(2, max(picture.shape) // 160)
+    for x0, y0, x1, y1 in boxes:
+        corners = (round(x0 * scale), round(y0 * scale)), (round(x1 * scale) - 1, round(y1 * scale) - 1)
+        cv2.rectangle(picture, *corners, EDGE, thickness + 2)
+        cv2.rectangle(picture, *corners, BOX, thickness)
+    return picture
+
+
+def _show(axes, picture: np.ndarray, *, title: str) -> None:
+    axes.imshow(picture)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9, parse_math=False)
+
+
+def _colour_bar(axes, limit: float) -> None:
+    shares = np.linspace(1, -1, 256)[:, None]
+    axes.imshow(_tinted(np.full((256, 1), 110, np.uint8), shares), extent=(0, 1, -limit, limit), aspect="auto")
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel("similarity with the phrase")
+
+
+def _wrapped(text: str, *, width: int, lines: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+
+
+def _save(figure, path: Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=120)

@@ -1,0 +1,1 @@
+"""Pretraining: the state, one pure step, and the loop around it."""

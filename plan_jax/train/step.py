@@ -1,0 +1,40 @@
+"""One step of pretraining, a pure function."""
+
+import functools
+
+import jax
+import optax
+from jaxtyping import Array
+
+from plan_jax.config import Config
+from plan_jax.losses import plan_loss
+from plan_jax.model import PlanModel
+from plan_jax.train.state import TrainState
+from plan_jax.types import Batch
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config"), donate_argnames="state")
+def train_step(
+    state: TrainState, batch: Batch, *, model: PlanModel, optimizer: optax.GradientTransformation, config: Config
+) -> tuple[TrainState, dict[str, Array]]:
+    """The next state, and the step's loss, its parts and the gradient norm (before clipping).
+
+    The state's buffers are donated. Dropout is drawn from the seed and the step alone.
+    """
+
+    def loss_of(params):
+        features, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(jax.random.key(config.seed), state.step)},
+            mutable=["batch_stats"],
+        )
+        loss, metrics = plan_loss(*features, config=config)
+        return loss, (metrics, updated["batch_stats"])
+
+    gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics

@@ -1,0 +1,76 @@
+"""The words of the project: what flows between the data, the encoders, the alignment and the user.
+
+Shape letters are those of the method (see `plan_jax.alignment.reference`): I images, R reports, B the batch
+(I = R = B in training), H W input pixels, N = h*w patches, T word pieces, L words, D the joint dimension.
+"""
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+@struct.dataclass
+class Batch:
+    """What the data pipeline hands to the model, and the only thing it hands over.
+
+    Attributes:
+        image: gray levels 0-255, one channel.
+        token_ids: word pieces, padded.
+        word_ids: index of the word a piece belongs to, -1 for special pieces, punctuation and padding.
+        token_mask: True where a piece is real.
+        record: index of the record in its split, so that an error can name it.
+    """
+
+    image: UInt8[Array, "B H W 1"]
+    token_ids: Int[Array, "B T"]
+    word_ids: Int[Array, "B T"]
+    token_mask: Bool[Array, "B T"]
+    record: Int[Array, " B"]
+
+
+@struct.dataclass
+class ImageFeatures:
+    """An image in the joint space. Every vector has length 1.
+
+    Attributes:
+        pooled: the global feature.
+        patch: u_n, one feature per cell of the grid, row by row.
+        grid: (h, w) with h*w = N.
+    """
+
+    pooled: Float[Array, "I D"]
+    patch: Float[Array, "I N D"]
+    grid: tuple[int, int] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class TextFeatures:
+    """A report, phrase or prompt in the joint space. Every vector has length 1, padding words have length 0.
+
+    Attributes:
+        pooled: the global feature.
+        word: w_l, one feature per word.
+        word_logit: the learned, image-independent importance of a word, before the softmax.
+        mask: True where a word is real.
+    """
+
+    pooled: Float[Array, "R D"]
+    word: Float[Array, "R L D"]
+    word_logit: Float[Array, "R L"]
+    mask: Bool[Array, "R L"]
+
+
+@struct.dataclass
+class SoftRegions:
+    """The regions of one image that the words of one report point to.
+
+    Attributes:
+        similarity: S_K, refined word-patch similarity.
+        attention: A, each row sums to 1 over the patches.
+        word_importance: alpha, sums to 1 over the real words (0 on padding).
+        patch_importance: beta, sums to 1 over the patches.
+    """
+
+    similarity: Float[Array, "L N"]
+    attention: Float[Array, "L N"]
+    word_importance: Float[Array, " L"]
+    patch_importance: Float[Array, " N"]
