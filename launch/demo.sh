@@ -46,8 +46,7 @@ if [[ -n "$steps" ]]; then train+=(--config.train.steps="$steps"); fi
 set_up requirements.txt
 stage "1/4 phantoms" "$PYTHON" -m plan_jax "${build[@]}"
 stage "2/4 training" "$PYTHON" -m plan_jax "${train[@]}"
-for task in grounding retrieval zero_shot; do
-  stage "3/4 $task" "$PYTHON" -m plan_jax evaluate "$task" --workdir "$out" --reuse
-done
+stage "3/4 evaluation on held-out phantoms" \
+  "$PYTHON" -m plan_jax evaluate grounding retrieval zero_shot --workdir "$out" --reuse --quiet
 stage "4/4 tables" "$PYTHON" -m plan_jax tables "$out"
 say "== Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Results: $out/results  Gallery: $out/gallery.html"

@@ -95,10 +95,10 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="pretrain on pairs; the same command continues a stopped run",
-        description="Pretrains into a run directory (config.json, metrics.jsonl, checkpoints/, tensorboard/). Ctrl-C and "
-        "SIGTERM save and stop; the same command continues exactly there. Fields are set by --config.FIELD=VALUE: "
-        "--config.data.dir=DIR --config.train.steps=300 --config.optim.learning_rate=1e-3 --config.seed=1; all of them, "
-        "with their defaults, are in plan_jax/config.py.",
+        description="Pretrains into a run directory (config.json, metrics.jsonl, checkpoints/, tensorboard/). Ctrl-C "
+        "and SIGTERM save and stop; the same command continues exactly there. Fields are set by --config.FIELD=VALUE: "
+        "--config.data.dir=DIR --config.train.steps=300 --config.optim.learning_rate=1e-3 --config.seed=1; all of "
+        "them, with their defaults, are in plan_jax/config.py.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="for example configs/phantom.py")
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
@@ -126,10 +126,16 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "evaluate",
         help="score a run on held-out data",
         description="Scores the newest checkpoint of a run and writes RUN/results/TASK.json: every metric with its 95% "
-        "bootstrap interval over patients. grounding also writes RUN/gallery.html and scores the priors that a grounding "
-        "number must beat.",
+        "bootstrap interval over patients. grounding also writes RUN/gallery.html and scores the priors that a "
+        "grounding number must beat.",
     )
-    parser.add_argument("task", choices=("grounding", "retrieval", "zero_shot"))
+    parser.add_argument(
+        "tasks",
+        nargs="+",
+        choices=("grounding", "retrieval", "zero_shot"),
+        metavar="TASK",
+        help="one or more of grounding, retrieval, zero_shot",
+    )
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="a folder that build wrote (default: the training data)"
@@ -138,20 +144,22 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "--split", choices=("train", "tune", "validation", "test"), help="default: evaluation.split of the run"
     )
     parser.add_argument("--reuse", action="store_true", help="keep a results file of this very checkpoint and data")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, an object per task")
+    parser.add_argument("--quiet", action="store_true", help="write the files only; `tables` prints them")
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(call: argparse.Namespace) -> int:
     from plan_jax.evaluation.run import evaluate
 
-    path = evaluate(call.task, call.workdir, data=call.data, split=call.split, reuse=call.reuse)
-    if call.json:
-        print(path.read_text(), end="")
-    else:
+    for task in call.tasks:
+        path = evaluate(task, call.workdir, data=call.data, split=call.split, reuse=call.reuse)
+        if call.json:
+            print(path.read_text(), end="")
+    if not call.json and not call.quiet:
         from plan_jax.tables import render, results_tables
 
-        print(render(results_tables([call.workdir], tasks=(call.task,))), end="")
+        print(render(results_tables([call.workdir], tasks=call.tasks)), end="")
     return 0
 
 
@@ -159,8 +167,8 @@ def _add_ground(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "ground",
         help="show where in an image a phrase points",
-        description="Writes a picture of the image beside the phrase's heat map. The image is a PNG, JPEG or DICOM of 8 or "
-        "16 bit; the map has its size.",
+        description="Writes a picture of the image beside the phrase's heat map. The image is a PNG, JPEG or DICOM of "
+        "8 or 16 bit; the map has its size.",
     )
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")

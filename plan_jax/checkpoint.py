@@ -1,8 +1,8 @@
 """A run's checkpoints on disk (orbax v1): written in the background while training, the newest one read back.
 
-A checkpoint is named by the number of finished steps and has three parts: `variables` (parameters and batch statistics,
-all that inference needs), `optimizer`, and `data` (the position in the data, and the workers and processes that read it).
-A save that a kill cut off leaves a temporary folder that is never read.
+A checkpoint is named by the number of finished steps and has three parts: `variables` (parameters and batch
+statistics, all that inference needs), `optimizer`, and `data` (the position in the data, and the workers and processes
+that read it). A save that a kill cut off leaves a temporary folder that is never read.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / FOLDER).absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str((workdir / FOLDER).absolute()),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
@@ -64,5 +64,5 @@ def latest_step(workdir: Path) -> int:
 
 def load_variables(workdir: Path, step: int, abstract_variables: Any) -> Any:
     """Parameters and batch statistics of one checkpoint, without its optimizer."""
-    path = (workdir / FOLDER / str(step)).absolute()
+    path = str((workdir / FOLDER / str(step)).absolute())
     return ocp.load_checkpointables(path, {"variables": abstract_variables})["variables"]

@@ -122,7 +122,7 @@ class EvaluationConfig:
 
     split: str = _choice("test", "train", "tune", "validation", "test")
     batch_size: int = 64
-    pool: int = 200  # retrieval is also scored on pools of this size
+    pool: int = 200  # retrieval is also scored on pools of this size; 0 scores the full pool only
     bootstrap: int = 1000
     global_weight: float = 0.5  # of the cosine of global features in an image-text score
     local_weight: float = 0.5  # of the local similarity in an image-text score

@@ -131,12 +131,12 @@ class Plan:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _encode_image(variables: Any, images: Array, *, config: Config) -> ImageFeatures:
+def _encode_image(variables: Any, images: Array, *, config: Config) -> Any:
     return PlanModel(config).apply(variables, images, method="encode_image")
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _encode_text(variables: Any, token_ids: Array, word_ids: Array, token_mask: Array, *, config: Config):
+def _encode_text(variables: Any, token_ids: Array, word_ids: Array, token_mask: Array, *, config: Config) -> Any:
     return PlanModel(config).apply(variables, token_ids, word_ids, token_mask, method="encode_text")
 
 
@@ -162,7 +162,7 @@ def _batched(function: Callable, arguments: tuple, size: int) -> Any:
     size = min(size, 1 << (count - 1).bit_length())
     parts = []
     for start in range(0, count, size):
-        piece = jax.tree.map(lambda leaf: _padded(leaf[start : start + size], size), arguments)
+        piece = jax.tree.map(lambda leaf, rows=slice(start, start + size): _padded(leaf[rows], size), arguments)
         parts.append(function(*piece))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
 

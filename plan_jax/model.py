@@ -73,7 +73,7 @@ class PlanModel(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """g: a learnable transform of every patch on its own: linear, layer norm, relu, linear [paper: g; ours: its form]."""
+    """g, of every patch on its own: linear, layer norm, relu, linear [paper: g; ours: its form]."""
 
     dim: int
 

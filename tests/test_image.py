@@ -327,6 +327,23 @@ def test_a_table_of_eight_bit_entries_takes_sixteen_bit_values(read):
     np.testing.assert_array_equal(read(dicom(values, **table)), [[0, 127, 128, 255]])
 
 
+def test_a_table_may_be_packed_in_bytes(read):
+    table = with_table([0, 51, 102, 255], first=0, bits=8)
+    table["VOILUTSequence"][0]["LUTData"] = pydicom.DataElement("LUTData", "OW", bytes([0, 51, 102, 255]))
+    np.testing.assert_array_equal(read(dicom(np.array([[3, 2, 1, 0]], np.uint16), **table)), [[255, 102, 51, 0]])
+
+
+@pytest.mark.parametrize("last", [3.0, np.nan, np.inf])
+def test_floating_point_pixels_must_be_finite(read, last):
+    values = np.array([[1, 2, last]], np.float32)
+    data = dicom(values, PixelData=None, FloatPixelData=values.tobytes())
+    if last == 3:
+        np.testing.assert_array_equal(read(data), [[0, 128, 255]])
+    else:
+        with pytest.raises(InputError, match=r"DICOM pixels must be finite, got NaN or infinity in .*film\.dcm"):
+            read(data)
+
+
 def test_unused_high_bits_are_not_part_of_the_value(read):
     values = np.array([[0xF000, 0xF800, 0x0FFF]], np.uint16)
     np.testing.assert_array_equal(read(dicom(values, BitsStored=12, HighBit=11)), [[0, 128, 255]])

@@ -138,7 +138,7 @@ def test_frozen_statistics_are_used_and_kept_in_training():
 
 
 # torchvision's published counts, 11,689,512 and 25,557,032, less the classifier: (512 + 1) and (2048 + 1) * 1000.
-@pytest.mark.parametrize("config, published", [(RESNET18, 11_176_512), (RESNET50, 23_508_032)])
+@pytest.mark.parametrize(("config", "published"), [(RESNET18, 11_176_512), (RESNET50, 23_508_032)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parameters_are_as_many_as_torchvision_has(config, published, channels):
     _, variables = shapes_of(config, 64, channels)
@@ -148,7 +148,7 @@ def test_parameters_are_as_many_as_torchvision_has(config, published, channels):
 
 
 @pytest.mark.parametrize(
-    "config, size, shapes",
+    ("config", "size", "shapes"),
     [
         (RESNET18, 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
         (RESNET50, 224, [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
@@ -264,7 +264,7 @@ def relative(got, want):
 
 
 @pytest.mark.parametrize(
-    "config, size, train",
+    ("config", "size", "train"),
     [(RESNET18, 224, True), (RESNET18, 299, False), (RESNET50, 224, False), (RESNET50, 299, True)],
     ids=["resnet18-224-train", "resnet18-299-eval", "resnet50-224-eval", "resnet50-299-train"],
 )

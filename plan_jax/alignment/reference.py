@@ -55,7 +55,7 @@ def soft_regions(
 def weigh(
     similarity: Float[Array, "L N"], word_logit: Float[Array, " L"], mask: Bool[Array, " L"], *, config: AlignmentConfig
 ) -> SoftRegions:
-    """Word importance alpha, patch importance beta and attention A of a similarity matrix [paper: exist; ours: form]."""
+    """Word importance alpha, patch importance beta and attention A of a similarity [paper: exist; ours: form]."""
     alpha = masked_softmax(_word_logits(similarity, word_logit, config), mask)  # [L]
     column = jnp.einsum("l,ln->n", alpha, similarity)  # [N]
     beta = jax.nn.softmax(column / config.patch_temperature)  # [N]

@@ -224,7 +224,9 @@ def _check_dicom(dataset: pydicom.Dataset, name: str) -> None:
     if not dataset.get("Rows") or not any(
         k in dataset for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
-        raise InputError(f"DICOM must hold a whole image, got no pixels in {name} (not an image, or cut short)")
+        raise InputError(
+            f"DICOM must hold a whole image, got no pixels in {name}; give an image, or get the file again"
+        )
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise InputError(f"DICOM must hold one frame, got {dataset.NumberOfFrames} in {name}; export one of them")
     _check_size(int(dataset.Rows), int(dataset.Columns), name)

@@ -108,5 +108,5 @@ class _Example(grain.transforms.RandomMap):
             "token_ids": tokens.token_ids,
             "word_ids": tokens.word_ids,
             "token_mask": tokens.token_mask,
-            "record": np.int32(index),
+            "record": np.array(index, np.int32),
         }

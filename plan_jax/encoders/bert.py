@@ -99,7 +99,7 @@ class Bert(nn.Module):
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=c.layers,
         )
         keep = jnp.arange(c.layers) >= c.layers - c.last_layers

@@ -100,7 +100,8 @@ class ResNet(nn.Module):
             x = _conv(c, c.width, c.patch, c.patch, padding=0, name="stem_conv")(image)
         x = nn.relu(_norm(c, train=train, name="stem_norm")(x))
         if c.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf
+            around = ((1, 1), (1, 1))  # with -inf
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=around)  # pyright: ignore[reportArgumentType]
         maps = []
         for stage, blocks in enumerate(c.stages, start=1):
             for i in range(blocks):

@@ -40,7 +40,7 @@ def evaluate_retrieval(plan: Plan, split: Split) -> dict:
     results = _described(retrieval_ranks(scores, group, own), patients, group, config)
     results |= {"n": len(reports), "pool": len(reports), "without_text": int((~kept).sum())}
     results["chance"] = retrieval_metrics(retrieval_ranks(np.zeros_like(scores), group, own))
-    if config.pool < len(reports):
+    if 0 < config.pool < len(reports):
         ranks = pooled_ranks(scores, group, own, pool=config.pool, seed=SEED)
         chance = pooled_ranks(np.zeros_like(scores), group, own, pool=config.pool, seed=SEED)
         pooled = _described(ranks, patients, group, config) | {"chance": retrieval_metrics(chance)}
@@ -50,7 +50,7 @@ def evaluate_retrieval(plan: Plan, split: Split) -> dict:
 
 def _described(ranks: dict[str, QueryRanks], patients: np.ndarray, group: np.ndarray, config: EvaluationConfig) -> dict:
     """Metrics with intervals over patients; a text's patient is that of the first image that owns it."""
-    first = {text: patient for text, patient in zip(group[::-1], patients[::-1], strict=True)}
+    first = dict(zip(group[::-1], patients[::-1], strict=True))
     owner = {"image_to_text": lambda query: patients[query], "text_to_image": lambda query: first[query]}
     described = {}
     for direction, asked in ranks.items():

@@ -113,7 +113,10 @@ def _run(
             if step % config.train.log_every == 0 or step == config.train.steps:
                 guard.check()
                 values = {name: float(value) for name, value in metrics.items()}
-                values |= {"learning_rate": float(learning_rate(config)(step - 1)), **meter.read(step)}
+                values |= {
+                    "learning_rate": float(jax.numpy.asarray(learning_rate(config)(step - 1))),
+                    **meter.read(step),
+                }
                 log.write(step, values)
                 progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s")
             if step % config.train.checkpoint_every == 0:
