@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from plan_jax import __version__
 from plan_jax.errors import InputError
@@ -39,11 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArithmeticError, OSError) as error:
         print(f"plan_jax: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("plan_jax: interrupted", file=sys.stderr)
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a call, as for any other input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"plan_jax: {message}; see {self.prog} --help\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m plan_jax",
         description="PLAN: which words of a report belong to which pixels of its radiograph, learnt without boxes.",
         epilog=EPILOG,
@@ -182,7 +193,10 @@ def _ground(call: argparse.Namespace) -> int:
     from plan_jax.plots import save_overlay
 
     found = Plan.load(call.workdir).ground(call.image, call.phrase)
-    save_overlay(call.out, found.image, found.map, phrase=found.phrase, boxes=())
+    try:
+        save_overlay(call.out, found.image, found.map, phrase=found.phrase, boxes=())
+    except OSError as error:
+        raise InputError(f"--out must be a file that can be written, got {call.out}: {error.strerror}") from error
     row, column = divmod(int(found.map.argmax()), found.map.shape[1])
     print(
         f"{call.out}: peak at column {column}, row {row} of {found.map.shape[1]} x {found.map.shape[0]} pixels, "

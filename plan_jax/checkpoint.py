@@ -5,6 +5,8 @@ statistics, all that inference needs), `optimizer`, and `data` (the position in 
 that read it). A save that a kill cut off leaves a temporary folder that is never read.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(step, parts, force=True)
 
     def restore(self, step: int, abstract_parts: dict[str, Any]) -> dict[str, Any]:
-        """The named parts, shaped and placed as their abstract trees say."""
-        return self._checkpointer.load_checkpointables(step, abstract_parts)
+        """The named parts, shaped and placed as their abstract trees say. InputError: damaged, or of other shapes."""
+        with _whole(Path(self._checkpointer.directory) / str(step)):
+            return self._checkpointer.load_checkpointables(step, abstract_parts)
 
     def wait(self) -> None:
         """Until everything is on disk."""
@@ -49,20 +52,40 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Finished steps of each of a run's checkpoints."""
+    folder = workdir / FOLDER
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
 def latest_step(workdir: Path) -> int:
     """Finished steps of a run's newest checkpoint.
 
     Raises:
         InputError: the run has none.
     """
-    folder = workdir / FOLDER
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    steps = saved_steps(workdir)
     if not steps:
-        raise InputError(f"{workdir} must hold a checkpoint, got none in {folder}; train first or check --workdir")
-    return max(steps)
+        raise InputError(
+            f"{workdir} must hold a checkpoint, got none in {workdir / FOLDER}; train first or check --workdir"
+        )
+    return steps[-1]
 
 
 def load_variables(workdir: Path, step: int, abstract_variables: Any) -> Any:
-    """Parameters and batch statistics of one checkpoint, without its optimizer."""
-    path = str((workdir / FOLDER / str(step)).absolute())
-    return ocp.load_checkpointables(path, {"variables": abstract_variables})["variables"]
+    """Parameters and batch statistics of one checkpoint, without its optimizer. InputError as in `restore`."""
+    path = (workdir / FOLDER / str(step)).absolute()
+    with _whole(path):
+        return ocp.load_checkpointables(str(path), {"variables": abstract_variables})["variables"]
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Says in one line what orbax says in pages."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path} must be a whole checkpoint of the run's configuration, got {type(error).__name__} on reading it; "
+            "remove that folder to use the checkpoint before it"
+        ) from error

@@ -8,6 +8,8 @@ arguments of jit) and which all code reads.
 import dataclasses
 import difflib
 import json
+import math
+import os
 import typing
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
+MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool", "gallery")  # every other whole number is a size
 
 
 def _choice(default: str, *choices: str):
@@ -160,8 +163,10 @@ def freeze(config: ConfigDict) -> Config:
 
 
 def save_config(path: Path, config: Config) -> None:
-    """Writes a run's config.json."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    """Writes a run's config.json; a kill leaves the file before or the whole new one."""
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def load_config(path: Path) -> Config:
@@ -210,4 +215,20 @@ def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.
         value = float(value)
     if type(value) is not wanted:
         raise InputError(f"{where} must be a {wanted.__name__}, got {value!r}; see plan_jax/config.py")
+    _check_range(field.name, value, where)
     return value
+
+
+def _check_range(name: str, value: typing.Any, where: str) -> None:
+    """Whole numbers must be at least 1, some 0; other numbers finite and at least 0, temperatures above 0."""
+    if type(value) is int:
+        lowest = 0 if name in MAY_BE_ZERO else 1
+        if value < lowest:
+            raise InputError(f"{where} must be at least {lowest}, got {value}; raise it")
+    elif type(value) is float:
+        divides = name.endswith("temperature")
+        if not math.isfinite(value) or value < 0 or (divides and value == 0):
+            bound = "above 0" if divides else "at least 0"
+            raise InputError(f"{where} must be finite and {bound}, got {value}; change it")
+    elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
+        raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

@@ -1,6 +1,7 @@
 """A config file and its overrides from the command line, as the dataclasses that the code reads."""
 
 import difflib
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,17 +24,26 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _check_override(override, known)
     values = flags.FlagValues()
-    arguments = ["train", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    arguments = ["train", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
-        return freeze(holder.value)
     except (flags.Error, ValueError, TypeError) as error:
         raise InputError(
             f"overrides must fit the type of their field, got {_line(error)}; see plan_jax/config.py"
         ) from error
-    except (AttributeError, KeyError, SyntaxError, NameError, ImportError) as error:
-        raise InputError(f"{path} must set known fields only, got {_line(error)}; see plan_jax/config.py") from error
+    return freeze(holder.value)
+
+
+def _run_file(path: Path) -> ConfigDict:
+    """What `get_config()` of a file returns."""
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except Exception as error:  # the file is a program: it may raise anything
+        raise InputError(f"{path} must hold a get_config() that sets known fields, got {_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config() of {path} must return default_config(), changed, got {type(config).__name__}")
+    return config
 
 
 def _check_override(override: str, known: list[str]) -> None:
@@ -56,5 +66,6 @@ def _leaves(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _line(error: Exception) -> str:
-    """An error's text in one line."""
-    return " ".join(str(error).split())
+    """An error in one line."""
+    text = str(error).replace("\\n", " ")  # a KeyError shows its text quoted
+    return f"{type(error).__name__}: " + " ".join(text.split())

@@ -76,6 +76,7 @@ class Plan:
 
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
         """How well every phrase fits every image: [I R], a weighted sum of global and local similarity."""
+        _refuse_none(images)
         squares = np.stack([letterbox_image(_gray(image), self.config.data.image_size)[0] for image in images])
         return self.score(self.encode_images(squares[..., None]), self.encode_texts(phrases))
 
@@ -107,6 +108,7 @@ class Plan:
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextFeatures:
         """Features of texts; one that is longer than the text encoder reads is an error unless `truncate`."""
+        _refuse_none(texts)
         tokens = [self._tokens(text, truncate=truncate) for text in texts]
         columns = tuple(
             np.stack([getattr(t, name) for t in tokens]) for name in ("token_ids", "word_ids", "token_mask")
@@ -157,8 +159,6 @@ def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tu
 def _batched(function: Callable, arguments: tuple, size: int) -> Any:
     """`function` over the first axis in padded pieces: of `size`, or of the next power of two where there are fewer."""
     count = jax.tree.leaves(arguments)[0].shape[0]
-    if not count:
-        raise InputError("at least one image and one text must be given, got none; pass some")
     size = min(size, 1 << (count - 1).bit_length())
     parts = []
     for start in range(0, count, size):
@@ -177,6 +177,11 @@ def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """A checkpoint of any mesh, read onto one device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _refuse_none(items: Sequence) -> None:
+    if not len(items):
+        raise InputError("at least one image and one text must be given, got none; pass some")
 
 
 def _gray(image: Image) -> np.ndarray:

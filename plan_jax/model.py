@@ -11,6 +11,7 @@ from plan_jax.alignment.reference import normalize
 from plan_jax.config import Config
 from plan_jax.encoders.bert import Bert
 from plan_jax.encoders.resnet import ResNet
+from plan_jax.errors import InputError
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
 
 # Mean and standard deviation of a gray level in 0..1: ImageNet's three channels averaged.
@@ -45,7 +46,13 @@ class PlanModel(nn.Module):
         """Patch features u_n = normalize(g(v_n)) of the local stage, and the mean of the last stage, projected."""
         pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
         stages = self.image_encoder(pixels, train=train)
-        local = stages[self.config.image_encoder.local_stage - 1].astype(jnp.float32)
+        chosen = self.config.image_encoder.local_stage
+        if chosen > len(stages):
+            raise InputError(
+                f"image_encoder.local_stage must be from 1 to {len(stages)}, the number of image_encoder.stages, "
+                f"got {chosen}; change one of them"
+            )
+        local = stages[chosen - 1].astype(jnp.float32)
         count, height, width, channels = local.shape
         patch = self.patch_projection(local.reshape(count, height * width, channels))
         pooled = self.image_projection(stages[-1].astype(jnp.float32).mean(axis=(1, 2)))

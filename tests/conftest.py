@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Several devices, so that sharding is tested on any machine; processes started by tests inherit all of this.
@@ -20,6 +21,24 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 IN_CI = bool(os.environ.get("CI"))
 settings.register_profile("plan_jax", deadline=None, derandomize=IN_CI, print_blob=not IN_CI)
 settings.load_profile("plan_jax")
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "phantom.py"
+# The phantom's configuration, small enough to train in seconds.
+TINY = (
+    "--config.data.batch_size=8",
+    "--config.data.image_size=32",
+    "--config.data.max_tokens=32",
+    "--config.data.max_words=24",
+    "--config.image_encoder.width=8",
+    "--config.image_encoder.stages=(1,)",
+    "--config.alignment.rounds=1",
+    "--config.train.steps=300",
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=15",
+    "--config.evaluation.bootstrap=20",
+    "--config.evaluation.gallery=3",
+)
 
 _connect = socket.socket.connect
 
@@ -40,3 +59,40 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real files in ../shared/data, which are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory) -> Path:
+    """150 phantoms, built."""
+    from plan_jax.data.build import build
+
+    out = tmp_path_factory.mktemp("phantoms") / "data"
+    build("phantom", out=out, size=150)
+    return out
+
+
+class Trained(NamedTuple):
+    """A finished run of the phantom's configuration made tiny: 300 steps in one go."""
+
+    workdir: Path
+    overrides: tuple[str, ...]  # of the command line
+    state: Any  # the TrainState at the end
+
+
+@pytest.fixture(scope="session")
+def trained(phantom_data, tmp_path_factory) -> Trained:
+    """A run that many tests read; a test that writes into a run copies it first."""
+    from plan_jax.config_file import read_config
+    from plan_jax.train.loop import fit
+
+    overrides = (*TINY, f"--config.data.dir={phantom_data}")
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return Trained(workdir, overrides, fit(read_config(CONFIG, overrides), workdir))
+
+
+@pytest.fixture(scope="session")
+def plan(trained):
+    """The model of the trained run."""
+    from plan_jax.inference import Plan
+
+    return Plan.load(trained.workdir)

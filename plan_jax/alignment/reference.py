@@ -82,10 +82,12 @@ def local_similarity(
     """
     word, patch = word.astype(jnp.float32), patch.astype(jnp.float32)
     regions = soft_regions(word, patch, word_logit, mask, config=config)
-    region = jnp.einsum("ln,nd->ld", regions.attention, patch)  # r_l [L D] [paper]
     if config.region_norm:
-        region = normalize(region)
-    score = jnp.einsum("ld,ld->l", region, word)  # <r_l, w_l> [L]
+        region = jnp.einsum("ln,nd->ld", regions.attention, patch)  # r_l [L D] [paper]
+        score = jnp.einsum("ld,ld->l", normalize(region), word)  # <r_l / |r_l|, w_l> [L]
+    else:
+        initial = jnp.einsum("ld,nd->ln", word, patch)  # S_0 [L N]
+        score = jnp.einsum("ln,ln->l", regions.attention, initial)  # <r_l, w_l> without forming r_l [L]
     weight = select_words(regions.word_importance, mask, keep=config.word_keep)  # alpha' [L] [paper: selected words]
     if config.aggregation == "mean":
         return jnp.sum(weight * score)

@@ -13,8 +13,10 @@ from plan_jax.evaluation.retrieval import evaluate_retrieval
 from plan_jax.evaluation.zero_shot import evaluate_zero_shot
 from plan_jax.gallery import write_gallery
 from plan_jax.inference import Plan
-from plan_jax.plots import Example
+from plan_jax.plots import Example, save_figure
 from plan_jax.tables import grounding_table
+
+FIGURE = 6  # examples in maps.png
 
 
 def evaluate(
@@ -23,7 +25,7 @@ def evaluate(
     """Scores a run's newest checkpoint on a task and returns the path of its results file.
 
     Args:
-        task: grounding (also writes gallery.html), retrieval or zero_shot.
+        task: grounding (also writes gallery.html and maps.png), retrieval or zero_shot.
         workdir: the run directory.
         data: a built data set; by default the one the run trained on.
         split: by default `evaluation.split` of the run.
@@ -40,7 +42,7 @@ def evaluate(
         "version": __version__,
     }
     path = workdir / "results" / f"{task}.json"
-    if reuse and path.is_file() and about.items() <= json.loads(path.read_text()).items():
+    if reuse and about.items() <= _results_in(path).items():
         return path
     plan, records = Plan.load(workdir), open_split(directory, about["split"])
     if task == "grounding":
@@ -48,6 +50,7 @@ def evaluate(
         examples = gallery_examples(scored, plan.config.evaluation.gallery)
         title = f"PLAN: grounding maps after {plan.step} steps"
         write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
+        save_figure(workdir / "maps.png", examples[:FIGURE])
     else:
         results = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](plan, records)
     path.parent.mkdir(exist_ok=True)
@@ -55,6 +58,15 @@ def evaluate(
     partial.write_text(json.dumps({**results, **about}, indent=2) + "\n")
     partial.replace(path)
     return path
+
+
+def _results_in(path: Path) -> dict:
+    """What a results file holds; nothing where there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def gallery_examples(scored: list[Scored], count: int) -> list[Example]:

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from plan_jax.checkpoint import Checkpoints
+from plan_jax.checkpoint import Checkpoints, saved_steps
 from plan_jax.config import Config, load_config, save_config
 from plan_jax.data.pipeline import TrainBatches
-from plan_jax.data.records import Split, open_split
+from plan_jax.data.records import MANIFEST, Split, open_split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.model import PlanModel
@@ -30,7 +30,10 @@ FREE_FIELDS = ("data.dir", "data.workers", "train.log_every", "train.checkpoint_
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message names the step, the records and the last good checkpoint."""
+    """The loss, or what a step made of it, is NaN or infinite.
+
+    The message names the step, the records and the last good checkpoint.
+    """
 
 
 def fit(config: Config, workdir: Path) -> TrainState:
@@ -47,6 +50,8 @@ def fit(config: Config, workdir: Path) -> TrainState:
         InputError: the data folder is unusable, or `workdir` belongs to a run with another configuration.
         NonFiniteLoss: the loss became NaN or infinite.
     """
+    if not config.data.dir:
+        raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
     data_dir = Path(config.data.dir)
     split = open_split(data_dir, "train")
     tokenizer = Tokenizer.load(data_dir / "tokenizer.json")
@@ -70,18 +75,35 @@ def fit(config: Config, workdir: Path) -> TrainState:
 
 
 def prepare_workdir(workdir: Path, config: Config, data_dir: Path) -> None:
-    """Writes config.json and tokenizer.json, after checking that a run already there is the same run."""
-    path = workdir / "config.json"
-    if path.is_file():
-        for name, before, now in differing_fields(load_config(path), config):
-            if name not in FREE_FIELDS and not name.startswith("evaluation."):
+    """Writes config.json and tokenizer.json, after checking that a run already there is the same run on the same data.
+
+    A run without a checkpoint has nothing to continue and is begun anew.
+    """
+    files = {"tokenizer.json": "tokenizer.json", MANIFEST: "data_manifest.json"}
+    if saved_steps(workdir):
+        _refuse_other_run(workdir, config)
+        for source, copy in files.items():
+            if (workdir / copy).is_file() and (workdir / copy).read_bytes() != (data_dir / source).read_bytes():
                 raise InputError(
-                    f"config.{name} must stay as the run in {workdir} began, which is {before!r}, got {now!r}; "
-                    "use another --workdir for another run"
+                    f"config.data.dir must hold the data with which the run in {workdir} began, got another {source} "
+                    f"in {data_dir}; use another --workdir for another run"
                 )
-    workdir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(data_dir / "tokenizer.json", workdir / "tokenizer.json")
-    save_config(path, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for source, copy in files.items():
+            shutil.copyfile(data_dir / source, workdir / copy)
+        save_config(workdir / "config.json", config)
+    except OSError as error:
+        raise InputError(f"--workdir must be a folder that can be written, got {workdir}: {error.strerror}") from error
+
+
+def _refuse_other_run(workdir: Path, config: Config) -> None:
+    for name, before, now in differing_fields(load_config(workdir / "config.json"), config):
+        if name not in FREE_FIELDS and not name.startswith("evaluation."):
+            raise InputError(
+                f"config.{name} must stay as the run in {workdir} began, which is {before!r}, got {now!r}; "
+                "use another --workdir for another run"
+            )
 
 
 def differing_fields(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -108,7 +130,7 @@ def _run(
             batch = next(batches)
             state, metrics = train_step(state, batch, model=model, optimizer=optimizer, config=config)
             step += 1
-            guard.watch(step, metrics["loss"], batch)
+            guard.watch(step, metrics, batch)
             progress.update()
             if step % config.train.log_every == 0 or step == config.train.steps:
                 guard.check()
@@ -118,7 +140,8 @@ def _run(
                     **meter.read(step),
                 }
                 log.write(step, values)
-                progress.set_postfix_str(f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s")
+                shown = f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
+                progress.set_postfix_str(shown, refresh=False)
             if step % config.train.checkpoint_every == 0:
                 guard.check()
                 _save(checkpoints, step, state, batches)
@@ -174,29 +197,36 @@ class SpeedMeter:
 
 
 class FiniteGuard:
-    """Stops a run whose loss is not finite. Looks one step late, so that the device is never idle for it."""
+    """Stops a run whose loss, gradient or parameters are not finite, before they are saved.
+
+    Looks one step late, so that the device is never idle for it.
+    """
 
     def __init__(self, split: Split, checkpoints: Checkpoints):
         self._split, self._checkpoints = split, checkpoints
-        self._pending: tuple[int, jax.Array, Batch] | None = None
+        self._pending: tuple[int, dict[str, jax.Array], Batch] | None = None
 
-    def watch(self, step: int, loss: jax.Array, batch: Batch) -> None:
-        """Remembers this step's loss and checks the one before."""
+    def watch(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
+        """Remembers this step's metrics and checks those of the one before."""
         self.check()
-        self._pending = (step, loss, batch)
+        self._pending = (step, metrics, batch)
 
     def check(self) -> None:
-        """Waits for the remembered loss and raises NonFiniteLoss if it is NaN or infinite."""
+        """Waits for the remembered metrics and raises NonFiniteLoss if one is NaN or infinite."""
         if self._pending is None:
             return
-        (step, loss, batch), self._pending = self._pending, None
-        if np.isfinite(loss):
+        (step, metrics, batch), self._pending = self._pending, None
+        wrong = [name for name, value in jax.device_get(metrics).items() if not np.isfinite(value)]
+        if not wrong:
             return
+        name = "loss" if "loss" in wrong else wrong[0]
         self._checkpoints.wait()
         keys = ", ".join(self._split[int(index)].key for index in np.asarray(batch.record))
+        latest = self._checkpoints.latest
+        left = "there is no checkpoint" if latest is None else f"the last good checkpoint is step {latest}"
         raise NonFiniteLoss(
-            f"loss must be finite, got {float(loss)} at step {step} on records {keys}; the last good checkpoint is "
-            f"step {self._checkpoints.latest}; lower optim.learning_rate or inspect these records"
+            f"{name} must be finite, got {float(metrics[name])} at step {step} on records {keys}; {left}; "
+            "lower optim.learning_rate or inspect these records"
         )
 
 

@@ -17,7 +17,7 @@ from plan_jax.types import Batch
 def train_step(
     state: TrainState, batch: Batch, *, model: PlanModel, optimizer: optax.GradientTransformation, config: Config
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The next state, and the step's loss, its parts and the gradient norm (before clipping).
+    """The next state, and the step's loss, its parts, and the norms of the gradient (before clipping) and parameters.
 
     The state's buffers are donated. Dropout is drawn from the seed and the step alone.
     """
@@ -36,5 +36,5 @@ def train_step(
     gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    norms = {"gradient_norm": optax.global_norm(gradients), "parameter_norm": optax.global_norm(params)}
+    return TrainState(state.step + 1, params, batch_stats, opt_state), {**metrics, **norms}
