@@ -64,14 +64,14 @@ class Plan:
         directory = Path(directory)
         config = load_config(directory / "config.json")
         step = latest_step(directory)
-        shapes = jax.eval_shape(functools.partial(initial_variables, PlanModel(config), config, seed=config.seed))
+        shapes = jax.eval_shape(functools.partial(initial_variables, config), config.seed)
         placed = jax.tree.map(_on_first_device, shapes)
         variables = load_variables(directory, step, placed)
         return Plan(config, Tokenizer.load(directory / "tokenizer.json"), variables, step)
 
     def untrained(self) -> "Plan":
         """The same model before its first step."""
-        variables = initial_variables(PlanModel(self.config), self.config, seed=self.config.seed)
+        variables = initial_variables(self.config, self.config.seed)
         return dataclasses.replace(self, variables=variables, step=0)
 
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """PlanModel: the two encoders and the projections into the joint space."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -100,8 +101,9 @@ def merge_pieces(
     return summed / jnp.maximum(count, 1)[..., None], count > 0
 
 
-def initial_variables(model: PlanModel, config: Config, *, seed: int) -> dict[str, Any]:
-    """Freshly drawn parameters and batch statistics."""
+@functools.partial(jax.jit, static_argnames="config")
+def initial_variables(config: Config, seed: Int[Array, ""] | int) -> Any:
+    """Freshly drawn parameters and batch statistics, and nothing else: compiled once per configuration."""
     size, pieces = config.data.image_size, config.data.max_tokens
     batch = Batch(
         image=jnp.zeros((1, size, size, 1), jnp.uint8),
@@ -110,5 +112,4 @@ def initial_variables(model: PlanModel, config: Config, *, seed: int) -> dict[st
         token_mask=jnp.ones((1, pieces), bool),
         record=jnp.zeros((1,), jnp.int32),
     )
-    initialize = jax.jit(model.init, static_argnames="train")
-    return initialize({"params": jax.random.key(seed)}, batch, train=False)
+    return PlanModel(config).init({"params": jax.random.key(seed)}, batch, train=False)

@@ -32,10 +32,11 @@ TINY = (
     "--config.data.max_words=24",
     "--config.image_encoder.width=8",
     "--config.image_encoder.stages=(1,)",
+    "--config.text_encoder.dropout=0.1",
     "--config.alignment.rounds=1",
     "--config.train.steps=300",
     "--config.train.log_every=1",
-    "--config.train.checkpoint_every=15",
+    "--config.train.checkpoint_every=25",
     "--config.evaluation.bootstrap=20",
     "--config.evaluation.gallery=3",
 )
@@ -75,7 +76,8 @@ class Trained(NamedTuple):
     """A finished run of the phantom's configuration made tiny: 300 steps in one go."""
 
     workdir: Path
-    overrides: tuple[str, ...]  # of the command line
+    arguments: tuple[str, ...]  # of the command line, without --workdir
+    config: Any  # the Config that they give
     state: Any  # the TrainState at the end
 
 
@@ -86,8 +88,8 @@ def trained(phantom_data, tmp_path_factory) -> Trained:
     from plan_jax.train.loop import fit
 
     overrides = (*TINY, f"--config.data.dir={phantom_data}")
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return Trained(workdir, overrides, fit(read_config(CONFIG, overrides), workdir))
+    config, workdir = read_config(CONFIG, overrides), tmp_path_factory.mktemp("runs") / "whole"
+    return Trained(workdir, ("train", "--config", str(CONFIG), *overrides), config, fit(config, workdir))
 
 
 @pytest.fixture(scope="session")

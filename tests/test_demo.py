@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,14 @@ def demo(tmp_path_factory):
 def test_the_quick_demo_writes_everything_a_run_promises(demo):
     out, done = demo
     assert done.returncode == 0, done.stderr
-    for name in ("config.json", "metrics.jsonl", "tokenizer.json", "gallery.html", "maps.png", "data/contact_sheet.png"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "tokenizer.json",
+        "gallery.html",
+        "maps.png",
+        "data/contact_sheet.png",
+    ):
         assert (out / name).stat().st_size > 0, name
     assert any(path.name.isdigit() for path in (out / "checkpoints").iterdir())
     grounding = json.loads((out / "results" / "grounding.json").read_text())
@@ -53,10 +61,23 @@ def test_the_quick_demo_ends_with_the_table_of_all_methods(demo):
     assert "gallery.html" in done.stdout.splitlines()[-1]
 
 
+def test_the_example_of_the_readme_runs(demo, tmp_path):
+    out, _ = demo
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(example.strip().splitlines()) <= 15
+    code = example.replace('"runs/demo', f'"{out}')
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "(64, 64)" in done.stdout
+    assert (tmp_path / "map.png").stat().st_size > 0
+
+
 def test_the_demo_run_again_changes_nothing(demo):
     out, _ = demo
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and "tensorboard" not in path.parts]
-    before = {path: path.stat().st_mtime_ns for path in files if path.parent.name in ("results", "checkpoints", "0", "1")}
+    before = {
+        path: path.stat().st_mtime_ns for path in files if path.parent.name in ("results", "checkpoints", "0", "1")
+    }
     again = run_demo(out)
     assert again.returncode == 0, again.stderr
     assert before

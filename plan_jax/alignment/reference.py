@@ -94,7 +94,7 @@ def local_similarity(
     temperature = config.aggregation_temperature
     peak = jax.lax.stop_gradient(jnp.max(jnp.where(weight > 0, score, -jnp.inf), initial=-1.0))
     total = jnp.sum(weight * jnp.exp((jnp.where(weight > 0, score, peak) - peak) / temperature))
-    return jnp.where(mask.any(), peak + temperature * jnp.log(total + TINY), 0.0)
+    return jnp.where(mask.any(), peak + temperature * jnp.log(jnp.where(mask.any(), total, 1.0)), 0.0)
 
 
 def grounding_map(regions: SoftRegions) -> Float[Array, " N"]:
@@ -119,18 +119,20 @@ def select_words(importance: Float[Array, " L"], mask: Bool[Array, " L"], *, kee
     """alpha': the `keep` share of the real words with the largest importance (at least one), made to sum to 1."""
     if keep < 1:
         rank = jnp.argsort(jnp.argsort(jnp.where(mask, -importance, jnp.inf)))  # 0 = most important
-        importance = jnp.where(rank < jnp.ceil(keep * mask.sum()), importance, 0.0)
+        kept = jnp.maximum(jnp.ceil(keep * mask.sum() - 1e-4), 1)  # float32: 0.6 * 25 is a little more than 15
+        importance = jnp.where(rank < kept, importance, 0.0)
     return importance / (importance.sum() + TINY)
 
 
 def normalize(vector: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Length 1 along the last axis; a zero vector stays zero, with a zero (not NaN) gradient."""
     squared = jnp.sum(vector * vector, axis=-1, keepdims=True)
-    return vector * jax.lax.rsqrt(jnp.maximum(squared, TINY))
+    return vector * jnp.where(squared > TINY, jax.lax.rsqrt(jnp.maximum(squared, TINY)), 0.0)
 
 
 def masked_softmax(logits: Float[Array, " L"], mask: Bool[Array, " L"]) -> Float[Array, " L"]:
     """Softmax over the True entries, exactly 0 elsewhere; all zeros when nothing is True."""
+    logits = logits.astype(jnp.float32)
     shifted = jnp.where(mask, logits, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(shifted, initial=-1e30))
     weight = jnp.where(mask, jnp.exp(jnp.where(mask, logits, top) - top), 0.0)

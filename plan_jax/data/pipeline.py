@@ -4,11 +4,16 @@ The position of a run is one number, the index of the next sample over all proce
 of workers or processes, so a run may continue with others.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 from grain.experimental import ElasticIterator
 
 from plan_jax.config import DataConfig
@@ -39,6 +44,8 @@ class TrainBatches:
             .repeat()
             .random_map(_Example(tokenizer, config))
         )
+        if not flags.FLAGS.is_parsed():  # Grain's workers read flags that only absl's own main would parse
+            flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=config.workers) if config.workers else None
         self._iterator = ElasticIterator(
             samples,
@@ -94,6 +101,10 @@ class _Example(grain.transforms.RandomMap):
     def __init__(self, tokenizer: Tokenizer, config: DataConfig):
         self._tokenizer, self._config = tokenizer, config
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _follow_main_process()  # Grain offers no other place to run code when a worker starts
+
     def random_map(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:
         index, record = element
         text = record.report
@@ -110,3 +121,17 @@ class _Example(grain.transforms.RandomMap):
             "token_mask": tokens.token_mask,
             "record": np.array(index, np.int32),
         }
+
+
+def _follow_main_process() -> None:
+    """In a worker: leaves Ctrl-C, which reaches it too, to the main process, and ends when that is killed."""
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

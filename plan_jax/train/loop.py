@@ -81,13 +81,13 @@ def prepare_workdir(workdir: Path, config: Config, data_dir: Path) -> None:
     """
     files = {"tokenizer.json": "tokenizer.json", MANIFEST: "data_manifest.json"}
     if saved_steps(workdir):
-        _refuse_other_run(workdir, config)
         for source, copy in files.items():
             if (workdir / copy).is_file() and (workdir / copy).read_bytes() != (data_dir / source).read_bytes():
                 raise InputError(
                     f"config.data.dir must hold the data with which the run in {workdir} began, got another {source} "
                     f"in {data_dir}; use another --workdir for another run"
                 )
+        _refuse_other_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for source, copy in files.items():

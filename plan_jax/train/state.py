@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from plan_jax.config import Config
-from plan_jax.model import PlanModel, initial_variables
+from plan_jax.model import initial_variables
 
 
 @struct.dataclass
@@ -48,7 +48,7 @@ def decay_mask(params: Any) -> Any:
 
 def create_state(config: Config) -> TrainState:
     """The state before the first step, drawn from the run's seed."""
-    variables = initial_variables(PlanModel(config), config, seed=config.seed)
+    variables = initial_variables(config, config.seed)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

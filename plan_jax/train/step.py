@@ -36,5 +36,5 @@ def train_step(
     gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norms = {"gradient_norm": optax.global_norm(gradients), "parameter_norm": optax.global_norm(params)}
+    norms = {"gradient_norm": optax.tree.norm(gradients), "parameter_norm": optax.tree.norm(params)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), {**metrics, **norms}

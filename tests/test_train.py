@@ -1,0 +1,348 @@
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from plan_jax.__main__ import main
+from plan_jax.checkpoint import load_variables, saved_steps
+from plan_jax.config import Config, load_config
+from plan_jax.config_file import read_config
+from plan_jax.data.build import build
+from plan_jax.errors import InputError
+from plan_jax.inference import Plan
+from plan_jax.train.log import MetricsLog
+from plan_jax.train.loop import FiniteGuard, NonFiniteLoss, differing_fields, fit, prepare_workdir
+from plan_jax.train.state import decay_mask, learning_rate
+
+ROOT = Path(__file__).parents[1]
+STEPS = 300
+PROMISED = {"step", "loss", "global_loss", "local_loss", "images_per_second", "learning_rate"}
+WAIT = 240  # seconds, on a busy machine
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl; the last one may be half written while the run goes on."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def without_speed(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def assert_equal_bits(one, other) -> None:
+    one, other = jax.tree.leaves(one), jax.tree.leaves(other)
+    assert len(one) == len(other) > 10
+    assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(one, other, strict=True))
+
+
+class Run:
+    """A `train` command in a process group of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], workdir: Path, environment: dict[str, str]):
+        self.workdir = workdir
+        command = [sys.executable, "-m", "plan_jax", *arguments, "--workdir", str(workdir)]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, happened: Callable[[], bool]) -> None:
+        end = time.monotonic() + WAIT
+        while not happened():
+            assert self.process.poll() is None, f"ended early: {self.process.communicate()[1][-2000:]}"
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: len(metrics(self.workdir)) >= step)
+
+    def stop(self, number: signal.Signals) -> tuple[int, str, str]:
+        """Sends a signal to every process of the run, as a terminal does; exit code, stdout, stderr."""
+        os.killpg(self.process.pid, number)
+        return self.end()
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=WAIT)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, str]:
+    """Environment of processes of which only the first compiles."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture
+def start(trained, compiled, tmp_path):
+    """Starts `train` commands of the trained run's configuration; none outlives the test."""
+    started = []
+
+    def run(*more: str) -> Run:
+        started.append(Run((*trained.arguments, *more), tmp_path / "pieces", compiled))
+        return started[-1]
+
+    yield run
+    for one in started:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.communicate()
+
+
+def assert_same_run(workdir: Path, trained) -> None:
+    assert without_speed(metrics(workdir)) == without_speed(metrics(trained.workdir))
+    state = fit(trained.config, workdir)  # finished: reads the last checkpoint
+    assert int(state.step) == STEPS
+    assert_equal_bits(state, trained.state)
+
+
+def test_a_run_killed_twice_at_random_gives_the_bits_of_a_run_in_one_go(trained, start):
+    first, second = random.randrange(1, 130), random.randrange(150, 260)
+    run = start()
+    run.wait_for_step(first)
+    time.sleep(random.random() / 20)
+    assert run.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+
+    run = start()
+    run.wait_for_step(second)
+    run.wait_for(lambda: any("tmp" in path.name for path in (run.workdir / "checkpoints").iterdir()))
+    assert run.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert len(metrics(run.workdir)) < STEPS
+
+    code, out, _ = start().end()
+    assert (code, out) == (0, f"{run.workdir}: step {STEPS}, finished\n")
+    assert_same_run(run.workdir, trained)
+
+
+def test_a_run_stopped_by_sigterm_and_ctrl_c_continues_the_same(trained, start):
+    """Also where worker processes read the data for some of the time, and with checkpoints at other steps."""
+    for number, step, more in (
+        (signal.SIGTERM, 20, []),
+        (signal.SIGINT, 60, ["--config.data.workers=1", "--config.train.checkpoint_every=7"]),
+    ):
+        run = start(*more)
+        run.wait_for_step(step)
+        code, out, err = run.stop(number)
+        assert code == 0, err[-2000:]
+        reached = metrics(run.workdir)[-1]["step"]
+        assert step <= reached < STEPS
+        assert out == f"{run.workdir}: step {reached}, saved; the same command continues\n"
+        assert "Traceback" not in err
+        assert saved_steps(run.workdir)[-1] == reached
+    assert start().end()[0] == 0
+    assert_same_run(run.workdir, trained)
+
+
+def test_a_finished_run_returns_at_once_and_writes_no_metrics(trained, capsys, monkeypatch):
+    def no_step(*_, **__):
+        raise AssertionError("a finished run must not step")
+
+    monkeypatch.setattr("plan_jax.train.loop.train_step", no_step)
+    before = (trained.workdir / "metrics.jsonl").read_bytes()
+    assert main([*trained.arguments, "--workdir", str(trained.workdir)]) == 0
+    assert capsys.readouterr().out == f"{trained.workdir}: step {STEPS}, finished\n"
+    assert (trained.workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_loss_falls_well_below_chance(trained):
+    losses = [line["loss"] for line in metrics(trained.workdir)]
+    chance = 2 * math.log(8)  # two losses over batches of eight
+    assert losses[0] == pytest.approx(chance, abs=0.2)
+    assert np.mean(losses[-20:]) < 0.6 * chance
+
+
+def test_every_logged_step_has_one_line_with_the_promised_numbers(trained):
+    lines = metrics(trained.workdir)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        assert line.keys() >= PROMISED
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in line.values())
+        assert line["loss"] == pytest.approx(line["global_loss"] + line["local_loss"], rel=1e-5)
+        assert line["images_per_second"] > 0
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(trained):
+    """Against the formula: 60 steps up to 2e-3, then half a cosine to 0 at the end."""
+    for line in metrics(trained.workdir):
+        done = line["step"] - 1
+        falling = (1 + math.cos(math.pi * (done - 60) / (STEPS - 60))) / 2
+        assert line["learning_rate"] == pytest.approx(2e-3 * (done / 60 if done < 60 else falling), abs=1e-8)
+
+
+def test_a_run_shorter_than_its_warmup_still_reaches_the_peak(trained):
+    config = dataclasses.replace(trained.config, train=dataclasses.replace(trained.config.train, steps=10))
+    assert max(float(np.asarray(learning_rate(config)(step))) for step in range(11)) == pytest.approx(2e-3)
+
+
+def test_tensorboard_shows_the_same_losses(trained):
+    found: dict[str, dict[int, float]] = {}
+    for path in (trained.workdir / "tensorboard").iterdir():
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # a record: length (8 bytes), its checksum (4), event, checksum (4)
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])  # pyright: ignore[reportAttributeAccessIssue]
+            at += 16 + length
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    assert found.keys() >= PROMISED - {"step"}
+    losses = {line["step"]: line["loss"] for line in metrics(trained.workdir)}
+    assert found["loss"].keys() == losses.keys()
+    assert all(found["loss"][step] == pytest.approx(loss) for step, loss in losses.items())
+
+
+def test_the_run_directory_holds_the_configuration_with_the_vocabulary_of_the_data(trained):
+    differing = differing_fields(trained.config, load_config(trained.workdir / "config.json"))
+    assert [name for name, _, _ in differing] == ["text_encoder.vocab_size"]
+    vocabulary = json.loads((trained.workdir / "tokenizer.json").read_text())["model"]["vocab"]
+    assert differing[0][2] == len(vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("seed=1", "config.seed"),
+        ("optim.learning_rate=0.5", "config.optim.learning_rate"),
+        ("train.steps=400", "config.train.steps"),
+        ("data.batch_size=16", "config.data.batch_size"),
+        ("alignment.rounds=2", "config.alignment.rounds"),
+    ],
+)
+def test_a_run_directory_of_another_configuration_is_refused_by_field(override, field, trained, capsys):
+    before = (trained.workdir / "config.json").read_bytes()
+    code = main([*trained.arguments, "--workdir", str(trained.workdir), f"--config.{override}"])
+    assert code == 2
+    assert f"{field} must stay" in capsys.readouterr().err
+    assert (trained.workdir / "config.json").read_bytes() == before
+
+
+def test_a_run_directory_of_other_data_is_refused(trained, tmp_path):
+    build("phantom", out=tmp_path / "other", size=150, seed=1)
+    config = dataclasses.replace(
+        trained.config, data=dataclasses.replace(trained.config.data, dir=str(tmp_path / "other"))
+    )
+    before = (trained.workdir / "tokenizer.json").read_bytes()
+    with pytest.raises(InputError, match=r"config\.data\.dir must hold the data with which the run"):
+        fit(config, trained.workdir)
+    assert (trained.workdir / "tokenizer.json").read_bytes() == before
+
+
+def test_a_run_continues_on_data_that_was_moved(trained, phantom_data, tmp_path):
+    shutil.copytree(phantom_data, tmp_path / "moved")
+    config = dataclasses.replace(
+        trained.config, data=dataclasses.replace(trained.config.data, dir=str(tmp_path / "moved"))
+    )
+    workdir = shutil.copytree(trained.workdir, tmp_path / "run")
+    assert_equal_bits(fit(config, workdir), trained.state)
+
+
+def test_a_run_that_never_saved_can_begin_with_another_configuration(trained, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 9}')
+    prepare_workdir(tmp_path, trained.config, Path(trained.config.data.dir))
+    assert load_config(tmp_path / "config.json") == trained.config
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--workdir must be a folder that can be written"):
+        fit(trained.config, tmp_path / "file" / "run")
+
+
+def test_a_run_without_a_data_folder_is_refused_with_the_option_that_sets_it(tmp_path):
+    with pytest.raises(InputError, match=r"--config\.data\.dir"):
+        fit(Config(), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(trained, tmp_path, capsys):
+    """At this rate the parameters' norm overflows float32 in the second step; the first has rate 0."""
+    absurd = ["train.steps=9", "train.checkpoint_every=1", "optim.learning_rate=1e30", "train.keep_checkpoints=9"]
+    call = [*trained.arguments, "--workdir", str(tmp_path), *(f"--config.{field}" for field in absurd)]
+    assert main(call) == 1
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plan_jax: ")]
+    assert "must be finite" in message
+    assert "at step 2 on records phantom-" in message
+    assert message.count("phantom-") == 8
+    assert "the last good checkpoint is step 1" in message
+    assert saved_steps(tmp_path) == [1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Plan.load(tmp_path).variables))
+    assert all(math.isfinite(value) for line in metrics(tmp_path) for value in line.values())
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient_norm", math.nan)])
+def test_the_guard_names_step_records_and_last_good_checkpoint(name, value):
+    split = [SimpleNamespace(key=f"film-{index}") for index in range(5)]
+    checkpoints = SimpleNamespace(latest=40, wait=lambda: None)
+    guard = FiniteGuard(split, checkpoints)
+    good = {"loss": jax.numpy.float32(1.0), "gradient_norm": jax.numpy.float32(1.0)}
+    guard.watch(41, good, SimpleNamespace(record=np.array([0, 1])))
+    guard.watch(42, good | {name: jax.numpy.float32(value)}, SimpleNamespace(record=np.array([3, 4])))
+    with pytest.raises(NonFiniteLoss) as caught:
+        guard.watch(43, good, SimpleNamespace(record=np.array([1, 2])))
+    message = str(caught.value)
+    assert message.startswith(f"{name} must be finite, got {value} at step 42 on records film-3, film-4; ")
+    assert "the last good checkpoint is step 40" in message
+
+
+def test_the_guard_says_when_there_is_no_checkpoint():
+    guard = FiniteGuard([SimpleNamespace(key="film-0")], SimpleNamespace(latest=None, wait=lambda: None))
+    guard.watch(1, {"loss": np.float32(np.nan)}, SimpleNamespace(record=np.array([0])))
+    with pytest.raises(NonFiniteLoss, match="there is no checkpoint"):
+        guard.check()
+
+
+def test_the_log_drops_steps_that_will_be_repeated_and_cut_lines(tmp_path):
+    with MetricsLog(tmp_path, step=0) as log:
+        for step in range(1, 6):
+            log.write(step, {"loss": step / 2})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with MetricsLog(tmp_path, step=3) as log:
+        log.write(4, {"loss": 9.0})
+    assert metrics(tmp_path) == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 1.5},
+        {"step": 4, "loss": 9.0},
+    ]
+
+
+def test_only_kernels_are_decayed(trained):
+    decayed = {
+        path[-1].key: value for path, value in jax.tree_util.tree_leaves_with_path(decay_mask(trained.state.params))
+    }
+    assert decayed["kernel"] is True
+    assert {name for name, value in decayed.items() if value} == {"kernel"}
+    assert decayed.keys() >= {"bias", "scale", "embedding", "kernel"}
+
+
+def test_an_override_reaches_the_run(trained):
+    assert read_config(Path(trained.arguments[2]), trained.arguments[3:]) == trained.config
+
+
+def test_a_variables_file_holds_what_training_ended_with(trained):
+    variables = {"params": trained.state.params, "batch_stats": trained.state.batch_stats}
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), variables)
+    assert_equal_bits(load_variables(trained.workdir, STEPS, placed), variables)
