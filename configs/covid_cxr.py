@@ -15,7 +15,7 @@ def get_config():
     config.image_encoder.patch = 8
     config.image_encoder.width = 32
     config.image_encoder.stages = (1, 1)
-    config.image_encoder.block = "basic"
+    config.image_encoder.block = "bottleneck"
     config.image_encoder.local_stage = 1
 
     config.text_encoder.hidden = 64
@@ -26,7 +26,8 @@ def get_config():
 
     config.alignment.dim = 64
     config.alignment.rounds = 0
-    config.alignment.region_temperature = 0.05
+    config.alignment.region_temperature = 0.125
+    config.loss.local_temperature = 0.07
 
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 20

@@ -33,8 +33,9 @@ def get_config():
     config.alignment.dim = 64
     config.alignment.rounds = 0  # no refinement: it gave nothing measurable on phantoms yet
     config.alignment.region_temperature = 0.125
+    config.loss.local_temperature = 0.07
 
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 60
     config.train.steps = 1800
     config.train.checkpoint_every = 200

@@ -7,6 +7,7 @@ arguments of jit) and which all code reads.
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
-MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool", "gallery")  # every other whole number is a size
+MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
 
 
 def _choice(default: str, *choices: str):
@@ -167,6 +168,12 @@ def save_config(path: Path, config: Config) -> None:
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of every setting but the data's folder, in hex: names a configuration, whatever the machine."""
+    placeless = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=""))
+    return hashlib.sha256(json.dumps(dataclasses.asdict(placeless), sort_keys=True).encode()).hexdigest()
 
 
 def load_config(path: Path) -> Config:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from plan_jax.plots import MATCH, MISMATCH, Example, colour_limit, overlay, with_boxes
+from plan_jax.plots import MATCH, Example, overlay, with_boxes
 from plan_jax.tables import Table, to_html
 
 SIDE = 256  # of a picture in pixels: two fit beside each other, and a page of 24 stays at a few megabytes
@@ -39,9 +39,8 @@ figure { margin: 0; padding: .7rem; border: 1px solid var(--line); border-radius
 def write_gallery(path: Path, examples: Sequence[Example], *, title: str, summary: Table | None = None) -> None:
     """Writes a page with the summary table, then the examples whose peak hits and those whose peak misses.
 
-    Within a group the examples keep their order; all maps share one colour scale. All text is escaped.
+    Within a group the examples keep their order. All text is escaped.
     """
-    limit = colour_limit(example.grounding_map for example in examples)
     hits = [example for example in examples if example.hit]
     misses = [example for example in examples if not example.hit]
     table = f'<div class="scroll">{to_html(summary)}</div>' if summary else ""
@@ -56,9 +55,9 @@ def write_gallery(path: Path, examples: Sequence[Example], *, title: str, summar
 <body>
 <h1>{html.escape(title)}</h1>
 {table}
-{_legend(limit)}
-{_group("Successes: the peak lies in a true box", hits, limit=limit)}
-{_group("Failures: the peak lies outside", misses, limit=limit)}
+{_legend()}
+{_group("Successes: the peak lies in a true box", hits)}
+{_group("Failures: the peak lies outside", misses)}
 </body>
 </html>
 """
@@ -66,24 +65,24 @@ def write_gallery(path: Path, examples: Sequence[Example], *, title: str, summar
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _legend(limit: float) -> str:
-    scale = f"linear-gradient(to right, rgb{MISMATCH}, #6e6e6e, rgb{MATCH})"
+def _legend() -> str:
+    scale = f"linear-gradient(to right, #6e6e6e, rgb{MATCH})"
     return (
-        "<p>Left: the image. Right: the similarity of each place with the phrase, one scale for all pictures: "
-        f'{-limit:.2f} <span class="scale" style="background: {scale}"></span> {limit:.2f}. Yellow: the true boxes, '
-        "which training never saw. CNR: contrast-to-noise ratio, negative where the map is inverted.</p>"
+        "<p>Left: the image. Right: where the phrase is, from no colour at the map's median "
+        f'<span class="scale" style="background: {scale}"></span> to full colour at its highest value. Yellow: the '
+        "true boxes, which training never saw. CNR: contrast-to-noise ratio, negative where the map is inverted.</p>"
     )
 
 
-def _group(heading: str, examples: Sequence[Example], *, limit: float) -> str:
-    cards = "\n".join(_card(example, limit=limit) for example in examples) or "<p>None among these examples.</p>"
+def _group(heading: str, examples: Sequence[Example]) -> str:
+    cards = "\n".join(_card(example) for example in examples) or "<p>None among these examples.</p>"
     return f'<section>\n<h2>{heading} ({len(examples)})</h2>\n<div class="grid">\n{cards}\n</div>\n</section>'
 
 
-def _card(example: Example, *, limit: float) -> str:
+def _card(example: Example) -> str:
     phrase = html.escape(example.phrase)
     image = _png(with_boxes(example.image, boxes=example.boxes, side=SIDE))
-    heat = _png(overlay(example.image, example.grounding_map, boxes=example.boxes, limit=limit, side=SIDE))
+    heat = _png(overlay(example.image, example.grounding_map, boxes=example.boxes, side=SIDE))
     verdict = '<span class="hit">pointing hit</span>' if example.hit else '<span class="miss">pointing miss</span>'
     return f"""<figure>
 <div class="pair">

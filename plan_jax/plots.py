@@ -1,12 +1,13 @@
-"""Pictures of grounding maps. Colours mean the same everywhere: orange says the phrase matches, blue that it does not,
-no colour says zero; the opacity grows with the value up to a stated limit. True boxes are yellow with a dark edge.
+"""Pictures of grounding maps. Similarity has no absolute zero (the loss compares images, so a constant added to all
+patches of an image changes nothing it sees), hence colour shows the contrast within a map: none up to the map's median,
+full orange at its highest value. True boxes are yellow with a dark edge.
 
 Matplotlib is loaded only by the functions that write a file.
 """
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,8 @@ from jaxtyping import Float, UInt8
 
 Box = tuple[float, float, float, float]
 
-MATCH, MISMATCH, BOX, EDGE = (255, 120, 0), (0, 120, 255), (255, 235, 60), (20, 20, 20)  # RGB
-OPACITY = 0.8  # of the colour at the limit
-MIN_LIMIT = 0.2  # a map weaker than this looks weak
+MATCH, BOX, EDGE = (255, 110, 0), (255, 235, 60), (20, 20, 20)  # RGB
+OPACITY = 0.85  # of the colour at a map's highest value
 SIDE = 320  # about the longer side of a picture in pixels
 
 
@@ -46,9 +46,12 @@ class Example:
         return self.pointing >= 0.5
 
 
-def colour_limit(maps: Iterable[Float[np.ndarray, "H W"]]) -> float:
-    """The value of full colour for pictures seen together: their largest absolute value, at least MIN_LIMIT."""
-    return max([MIN_LIMIT, *(float(np.abs(values).max()) for values in maps)])
+def contrast(grounding_map: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+    """0 up to the map's median, 1 at its highest value, linear between; a constant map is 0."""
+    middle, highest = float(np.median(grounding_map)), float(grounding_map.max())
+    if highest <= middle:
+        return np.zeros(grounding_map.shape)
+    return np.clip((grounding_map - middle) / (highest - middle), 0, 1)
 
 
 def overlay(
@@ -56,21 +59,19 @@ def overlay(
     grounding_map: Float[np.ndarray, "H W"],
     *,
     boxes: Sequence[Box] = (),
-    limit: float | None = None,
     side: int = SIDE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The map over the gray image, with box outlines, as RGB.
+    """The map's `contrast` over the gray image, with box outlines, as RGB.
 
-    Small images grow by a whole factor to at most `side` pixels, large ones shrink to it. `limit` is the absolute
-    value of full colour (default: `colour_limit` of this map). ValueError for a map of another size than the image.
+    Small images grow by a whole factor to at most `side` pixels, large ones shrink to it. ValueError for a map of
+    another size than the image.
     """
     if image.shape != grounding_map.shape:
         raise ValueError(f"the map must have the image's size {image.shape}, got {grounding_map.shape}")
-    limit = limit or colour_limit([grounding_map])
     gray = _resized(image, side)
     method = cv2.INTER_LINEAR if gray.size >= image.size else cv2.INTER_AREA
-    values = cv2.resize(grounding_map.astype(np.float32), gray.shape[::-1], interpolation=method)
-    return _outlined(_tinted(gray, values / limit), boxes, scale=gray.shape[1] / image.shape[1])
+    share = cv2.resize(contrast(grounding_map).astype(np.float32), gray.shape[::-1], interpolation=method)
+    return _outlined(_tinted(gray, share), boxes, scale=gray.shape[1] / image.shape[1])
 
 
 def with_boxes(
@@ -92,32 +93,29 @@ def save_overlay(
     """Writes a PNG: the image beside the overlay, the phrase above, a colour bar with the map's values."""
     from matplotlib.figure import Figure
 
-    limit = colour_limit([grounding_map])
     figure = Figure(figsize=(9, 5), layout="constrained")
     left, right, bar = figure.subplots(1, 3, width_ratios=(10, 10, 0.5))
     _show(left, with_boxes(image, boxes=boxes, side=2 * SIDE), title="image")
-    _show(right, overlay(image, grounding_map, boxes=boxes, limit=limit, side=2 * SIDE), title="grounding map")
-    _colour_bar(bar, limit)
+    _show(right, overlay(image, grounding_map, boxes=boxes, side=2 * SIDE), title="grounding map")
+    _colour_bar(bar, float(np.median(grounding_map)), float(grounding_map.max()))
     figure.suptitle(_wrapped(phrase, width=80, lines=4), parse_math=False)
     _save(figure, path)
 
 
 def save_figure(path: Path, examples: Sequence[Example]) -> None:
-    """Writes a PNG strip: per example the image with its true boxes above the map, one colour scale for all."""
+    """Writes a PNG strip: per example the image with its true boxes above the map."""
     from matplotlib.figure import Figure
 
-    limit = colour_limit(example.grounding_map for example in examples)
-    figure = Figure(figsize=(2.1 * len(examples) + 0.7, 5.2), layout="constrained")
-    grid = figure.add_gridspec(2, len(examples) + 1, width_ratios=[10] * len(examples) + [0.6])
+    figure = Figure(figsize=(2.1 * len(examples), 5.2), layout="constrained")
+    grid = figure.add_gridspec(2, len(examples))
     for column, example in enumerate(examples):
         pictures = (
             with_boxes(example.image, boxes=example.boxes),
-            overlay(example.image, example.grounding_map, boxes=example.boxes, limit=limit),
+            overlay(example.image, example.grounding_map, boxes=example.boxes),
         )
         titles = (_wrapped(example.phrase, width=24, lines=3), f"signed CNR {example.cnr_signed:.2f}")
         for row in range(2):
             _show(figure.add_subplot(grid[row, column]), pictures[row], title=titles[row])
-    _colour_bar(figure.add_subplot(grid[:, -1]), limit)
     _save(figure, path)
 
 
@@ -130,10 +128,9 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _tinted(gray: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Colour over gray; `share` of the limit in [-1, 1], beyond it clipped."""
-    opacity = OPACITY * np.minimum(np.abs(share), 1)[..., None]
-    colour = np.where(share[..., None] > 0, np.array(MATCH), np.array(MISMATCH))
-    return (gray[..., None] * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+    """Colour over gray, `share` (0..1) of the full opacity."""
+    opacity = OPACITY * share[..., None]
+    return (gray[..., None] * (1 - opacity) + np.array(MATCH) * opacity).round().astype(np.uint8)
 
 
 def _outlined(picture: np.ndarray, boxes: Sequence[Box], *, scale: float) -> np.ndarray:
@@ -151,13 +148,15 @@ def _show(axes, picture: np.ndarray, *, title: str) -> None:
     axes.set_title(title, fontsize=9, parse_math=False)
 
 
-def _colour_bar(axes, limit: float) -> None:
-    shares = np.linspace(1, -1, 256)[:, None]
-    axes.imshow(_tinted(np.full((256, 1), 110, np.uint8), shares), extent=(0, 1, -limit, limit), aspect="auto")
+def _colour_bar(axes, middle: float, highest: float) -> None:
+    """From no colour at the map's median to full colour at its highest value."""
+    shares = np.linspace(1, 0, 256)[:, None]
+    top = highest if highest > middle else middle + 1e-3
+    axes.imshow(_tinted(np.full((256, 1), 110, np.uint8), shares), extent=(0, 1, middle, top), aspect="auto")
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
-    axes.set_ylabel("similarity with the phrase")
+    axes.set_ylabel("similarity with the phrase, from the map's median up")
 
 
 def _wrapped(text: str, *, width: int, lines: int) -> str:

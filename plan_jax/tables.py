@@ -6,8 +6,8 @@ Layout of RUN/results/TASK.json, where an interval is {"value", "low", "high"} (
     every task      METRICS of the trained network beside "n", "data", "config", "version"
     grounding       cnr_signed, cnr_abs, miou_raw, miou_minmax, pointing, auroc (macro over the classes);
                     "per_class": {class: METRICS}; "with_location", "without_location": METRICS and "n";
-                    "untrained", "chance", "centre_prior", "phrase_blind_prior", "image_blind_prior",
-                    "image_blind_type_prior": METRICS
+                    "untrained", "chance", "centre_prior", "phrase_blind_prior", "image_blind_type_prior",
+                    "image_blind_prior", "image_blind_told_prior": METRICS
     retrieval       r@1_image_to_text ... r@10_text_to_image, median_rank_image_to_text, median_rank_text_to_image;
                     "pool": number of images; "chance", "untrained": METRICS; "pools": {size: METRICS, with "chance"
                     and "untrained"}
@@ -68,8 +68,9 @@ METHODS = {
     "chance": "chance",
     "centre_prior": "centre prior",
     "phrase_blind_prior": "phrase-blind prior",
-    "image_blind_prior": "image-blind prior",
     "image_blind_type_prior": "image-blind prior, type only",
+    "image_blind_prior": "image-blind prior",
+    "image_blind_told_prior": "image-blind prior, told side and zone",
 }
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 

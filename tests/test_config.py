@@ -152,6 +152,7 @@ def test_an_argument_that_is_no_override_is_refused_by_name(argument):
         ("train.checkpoint_every=0", "at least 1"),
         ("train.keep_checkpoints=0", "at least 1"),
         ("image_encoder.local_stage=0", "at least 1"),
+        ("evaluation.gallery=0", "at least 1"),
         ("data.workers=-1", "at least 0"),
         ("alignment.rounds=-1", "at least 0"),
         ("seed=-1", "at least 0"),
@@ -169,7 +170,7 @@ def test_a_number_out_of_its_range_is_refused_with_field_and_bound(override, bou
 
 
 def test_zero_is_accepted_where_it_means_none():
-    zeros = ["seed", "data.workers", "alignment.rounds", "optim.warmup_steps", "evaluation.pool", "evaluation.gallery"]
+    zeros = ["seed", "data.workers", "alignment.rounds", "optim.warmup_steps", "evaluation.pool"]
     config = fields(read_config(PHANTOM, [f"--config.{name}=0" for name in zeros]))
     assert [config[name] for name in zeros] == [0] * len(zeros)
 

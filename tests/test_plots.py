@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from plan_jax.gallery import write_gallery
-from plan_jax.plots import BOX, Example, colour_limit, overlay, save_figure, save_overlay, with_boxes
+from plan_jax.plots import BOX, Example, contrast, overlay, save_figure, save_overlay, with_boxes
 from plan_jax.tables import grounding_table
 
 HOSTILE = '<script>alert("x")</script> & $\\frac$ </p><img src=x onerror=y>'
@@ -27,27 +27,22 @@ def test_pictures_are_loaded_without_matplotlib():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 
-def test_colour_says_sign_and_opacity_says_strength():
-    image = np.full((4, 4), 100, np.uint8)
-    strong, weak, none, against = (
-        overlay(image, np.full((4, 4), value), limit=1.0)[0, 0].astype(int) for value in (1.0, 0.3, 0.0, -1.0)
-    )
+def test_contrast_runs_from_the_median_to_the_highest_value():
+    np.testing.assert_allclose(contrast(np.array([[-4.0, -3.0, 1.0, 3.0, 5.0]])), [[0, 0, 0, 0.5, 1]])
+    np.testing.assert_array_equal(contrast(np.full((3, 3), 0.7)), np.zeros((3, 3)))
+
+
+def test_contrast_does_not_change_with_offset_and_scale():
+    values = np.random.default_rng(0).normal(size=(9, 9))
+    np.testing.assert_allclose(contrast(3 * values - 5), contrast(values), atol=1e-12)
+
+
+def test_colour_grows_with_contrast_and_the_lower_half_has_none():
+    values = np.repeat(np.array([0.0, 0.0, 0.0, 0.5, 1.0])[None], 5, axis=0)
+    picture = overlay(np.full((5, 5), 100, np.uint8), values, side=5).astype(int)
+    none, half, full = picture[2, 0], picture[2, 3], picture[2, 4]
     assert none.tolist() == [100, 100, 100]
-    assert strong[0] - strong[2] > weak[0] - weak[2] > 0  # orange: more red than blue
-    assert against[2] > against[0]
-
-
-def test_values_beyond_the_limit_look_like_the_limit():
-    image = np.full((4, 4), 100, np.uint8)
-    at, beyond = (overlay(image, np.full((4, 4), value), limit=0.5) for value in (0.5, 3.0))
-    np.testing.assert_array_equal(at, beyond)
-
-
-def test_a_weak_map_looks_weak_and_pictures_seen_together_share_their_scale():
-    weak = np.full((4, 4), 0.01)
-    picture = overlay(np.full((4, 4), 100, np.uint8), weak).astype(int)
-    assert np.abs(picture - 100).max() < 15
-    assert colour_limit([weak, np.full((2, 2), -0.7)]) == 0.7
+    assert full[0] - full[2] > half[0] - half[2] > 0  # orange: more red than blue
 
 
 def test_small_images_grow_by_a_whole_factor_and_large_ones_shrink():
@@ -136,8 +131,7 @@ def test_a_gallery_picture_holds_the_overlay(tmp_path):
     write_gallery(tmp_path / "gallery.html", [item], title="t")
     sources = re.findall(r"base64,([^\"]+)", (tmp_path / "gallery.html").read_text())
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(sources[1]), np.uint8), cv2.IMREAD_COLOR)
-    limit = colour_limit([item.grounding_map])
-    expected = overlay(item.image, item.grounding_map, boxes=item.boxes, limit=limit, side=256)
+    expected = overlay(item.image, item.grounding_map, boxes=item.boxes, side=256)
     np.testing.assert_array_equal(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), expected)
 
 

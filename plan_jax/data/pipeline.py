@@ -102,7 +102,7 @@ class _Example(grain.transforms.RandomMap):
         self._tokenizer, self._config = tokenizer, config
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         _follow_main_process()  # Grain offers no other place to run code when a worker starts
 
     def random_map(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -48,9 +48,6 @@ class Scored:
 def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, list[Scored]]:
     """Metrics of the model, of the priors and, if configured, of the untrained network; and every query's map.
 
-    The image-blind prior is told the true side and zone even where the phrase does not name them: a harder bar than a
-    phrase deserves.
-
     Args:
         plan: the model.
         split: what is scored.
@@ -68,9 +65,8 @@ def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, li
         trained_maps = query_maps(plan, batch)
         untrained_maps = query_maps(untrained, batch) if untrained else trained_maps
         for query, trained_map, untrained_map in zip(batch, trained_maps, untrained_maps, strict=True):
-            phrase, shape = query.phrase, query.truth.shape
             maps = {"trained": trained_map, "untrained": untrained_map}
-            maps |= priors.maps(phrase.category, phrase.side, phrase.zone, example=len(scored), shape=shape)
+            maps |= priors.maps(query.phrase, example=len(scored), shape=query.truth.shape)
             for name in names:
                 rows[name].append(grounding_metrics(maps[name], query.truth))
             scored.append(Scored(query, trained_map, rows["trained"][-1]))

@@ -5,15 +5,24 @@ the image, would score like `image_blind_prior`.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from plan_jax.data.records import Phrase
 from plan_jax.errors import InputError
 
-PRIORS = ("chance", "centre_prior", "phrase_blind_prior", "image_blind_prior", "image_blind_type_prior")
+PRIORS = (
+    "chance",
+    "centre_prior",
+    "phrase_blind_prior",
+    "image_blind_type_prior",
+    "image_blind_prior",
+    "image_blind_told_prior",
+)
 CENTRE_WIDTH = 0.25  # standard deviation of the centre prior, as a share of each side [ours]
 
 Key = tuple[str, str, str]  # category, side, zone; "" where not told apart
@@ -55,25 +64,30 @@ class Priors:
         return cls(grid=grid, means={key: totals[key] / counts[key] for key in totals})
 
     def maps(
-        self, category: str, side: str, zone: str, *, example: int, shape: tuple[int, int] | None = None
+        self, phrase: Phrase, *, example: int, shape: tuple[int, int] | None = None
     ) -> dict[str, Float[np.ndarray, "H W"]]:
         """The maps named in PRIORS for one phrase, of size `shape` (default: the grid).
 
-        `image_blind_prior` falls back from category, side and zone to category and side, to category, to all phrases;
-        pass "" for what the phrase does not say. `chance` is noise drawn anew for each `example` (its index): with one
-        noise map for all of them, chance would hang on where that map's peak happens to lie.
+        `image_blind_prior` knows the category and what the phrase says of side and zone, `image_blind_told_prior` is
+        told the true side and zone even where the phrase is silent. `chance` is noise drawn anew for each `example`
+        (its index): with one noise map for all, chance would hang on where that map's peak happens to lie.
         """
         shape = shape or self.grid
-        levels = ((category, side, zone), (category, side, ""), (category, "", ""), ("", "", ""))
-        blind = next(self.means[key] for key in levels if key in self.means)
-        by_type = self.means.get((category, "", ""), self.means["", "", ""])
+        said = set(re.findall(r"\w+", phrase.text.lower()))
+        side, zone = (word if word in said else "" for word in (phrase.side, phrase.zone))
         return {
             "chance": np.random.default_rng(example).random(shape),
             "centre_prior": centre_prior(shape),
-            "phrase_blind_prior": resize_map(self.means["", "", ""], shape),
-            "image_blind_prior": resize_map(blind, shape),
-            "image_blind_type_prior": resize_map(by_type, shape),
+            "phrase_blind_prior": resize_map(self.mean("", "", ""), shape),
+            "image_blind_type_prior": resize_map(self.mean(phrase.category, "", ""), shape),
+            "image_blind_prior": resize_map(self.mean(phrase.category, side, zone), shape),
+            "image_blind_told_prior": resize_map(self.mean(phrase.category, phrase.side, phrase.zone), shape),
         }
+
+    def mean(self, category: str, side: str, zone: str) -> Float[np.ndarray, "H W"]:
+        """The stored mean of the most that was seen in training: without the zone, then the side, then the category."""
+        levels = ((category, side, zone), (category, side, ""), (category, "", zone), (category, "", ""), ("", "", ""))
+        return next(self.means[key] for key in levels if key in self.means)
 
 
 def centre_prior(shape: tuple[int, int]) -> Float[np.ndarray, "H W"]:

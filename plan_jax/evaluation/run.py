@@ -1,12 +1,11 @@
 """One evaluation command: load the run, score it on a split, write RUN/results/TASK.json."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from plan_jax import __version__
 from plan_jax.checkpoint import latest_step
-from plan_jax.config import load_config
+from plan_jax.config import config_hash, load_config
 from plan_jax.data.records import manifest_hash, open_split
 from plan_jax.evaluation.grounding import Scored, evaluate_grounding
 from plan_jax.evaluation.retrieval import evaluate_retrieval
@@ -38,7 +37,7 @@ def evaluate(
         "step": latest_step(workdir),
         "split": split or config.evaluation.split,
         "data": manifest_hash(directory),
-        "config": hashlib.sha256((workdir / "config.json").read_bytes()).hexdigest(),
+        "config": config_hash(config),
         "version": __version__,
     }
     path = workdir / "results" / f"{task}.json"

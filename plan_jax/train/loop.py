@@ -52,11 +52,12 @@ def fit(config: Config, workdir: Path) -> TrainState:
     """
     if not config.data.dir:
         raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
-    data_dir = Path(config.data.dir)
+    data_dir = Path(config.data.dir).resolve()  # a run is used from any current directory
     split = open_split(data_dir, "train")
     tokenizer = Tokenizer.load(data_dir / "tokenizer.json")
     text_encoder = dataclasses.replace(config.text_encoder, vocab_size=tokenizer.vocab_size)
-    config = dataclasses.replace(config, text_encoder=text_encoder)
+    data = dataclasses.replace(config.data, dir=str(data_dir))
+    config = dataclasses.replace(config, data=data, text_encoder=text_encoder)
     batches = TrainBatches(split, tokenizer, config.data, seed=config.seed)
     prepare_workdir(workdir, config, data_dir)
 

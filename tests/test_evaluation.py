@@ -1,0 +1,431 @@
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from plan_jax import __version__
+from plan_jax.checkpoint import latest_step
+from plan_jax.config import Config, EvaluationConfig
+from plan_jax.data.image import encode_png
+from plan_jax.data.records import Phrase, Record, manifest_hash, open_split
+from plan_jax.errors import InputError
+from plan_jax.evaluation import grounding, run, zero_shot
+from plan_jax.evaluation.features import SplitImages, encode_split
+from plan_jax.evaluation.grounding import box_mask, evaluate_grounding
+from plan_jax.evaluation.priors import PRIORS
+from plan_jax.evaluation.prompts import PROMPTS, prompts_of
+from plan_jax.evaluation.retrieval import evaluate_retrieval
+from plan_jax.evaluation.run import evaluate, gallery_examples
+from plan_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot
+from plan_jax.metrics import CNR_LIMIT
+from plan_jax.types import ImageFeatures, TextFeatures
+
+# What ../shared/spec names in every results file, and in that of each task.
+EVERY = {"n", "data", "config", "version"}
+GROUNDING = {"cnr_abs", "cnr_signed", "miou_raw", "miou_minmax", "pointing", "auroc"}
+RETRIEVAL = {f"r@{k}_{way}" for k in (1, 5, 10) for way in ("image_to_text", "text_to_image")}
+RETRIEVAL |= {"median_rank_image_to_text", "median_rank_text_to_image"}
+ZERO_SHOT = {"auroc", "accuracy", "f1_macro"}
+METHODS = {"chance", "centre_prior", "phrase_blind_prior", "image_blind_prior", "untrained"}
+
+
+class Records(list):
+    """Records in memory, read like a split."""
+
+    name = "test"
+
+
+def record(number: int, report: str, **fields) -> Record:
+    """An image whose every pixel is `number`."""
+    image = encode_png(np.full((8, 8), number, np.uint8))
+    sections = (("findings", report),)
+    return Record(f"r{number}", f"p{number}", f"s{number}", image, **({"sections": sections} | fields))
+
+
+class ByNumber:
+    """A model that reads the number off an image and off a text, and scores by `score_of` (image, text)."""
+
+    def __init__(self, score_of, **fields):
+        evaluation = dataclasses.replace(EvaluationConfig(), bootstrap=20, batch_size=4, **fields)
+        self.config = dataclasses.replace(Config(), evaluation=evaluation)
+        self.score_of = score_of
+
+    def encode_images(self, images):
+        number = np.asarray(images).max(axis=(1, 2, 3)).astype(float)
+        return ImageFeatures(pooled=number[:, None], patch=number[:, None, None], grid=(1, 1))
+
+    def encode_texts(self, texts, *, truncate=False):
+        assert truncate  # a long report is cut, a phrase is not
+        number = np.array([float(text.split()[-1]) for text in texts])
+        one = np.ones((len(texts), 1), bool)
+        return TextFeatures(pooled=number[:, None], word=number[:, None, None], word_logit=one * 0.0, mask=one)
+
+    def score(self, images, texts):
+        return self.score_of(images.pooled, texts.pooled.T)
+
+
+def values(metrics: dict, names) -> dict[str, float]:
+    return {name: metrics[name]["value"] for name in names}
+
+
+def same(expected: dict[str, float]):
+    return pytest.approx(expected, abs=1e-9)
+
+
+# Grounding
+
+
+@pytest.fixture(scope="module")
+def train(phantom_data):
+    return open_split(phantom_data, "train")
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """A stand-in for the model where its maps are made up."""
+    return SimpleNamespace(config=dataclasses.replace(Config(), evaluation=EvaluationConfig(bootstrap=20)))
+
+
+def scored_with(monkeypatch, scorer, train, maps) -> dict:
+    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [maps(query) for query in batch])
+    return evaluate_grounding(scorer, train, train)[0]
+
+
+PERFECT = {"cnr_signed": CNR_LIMIT, "cnr_abs": CNR_LIMIT, "miou_raw": 1, "miou_minmax": 1, "pointing": 1, "auroc": 1}
+INVERSE = {"cnr_signed": -CNR_LIMIT, "cnr_abs": CNR_LIMIT, "miou_raw": 0, "miou_minmax": 0, "pointing": 0, "auroc": 0}
+
+
+@pytest.mark.parametrize(
+    ("maps", "expected"),
+    [
+        (lambda query: query.truth.astype(float), PERFECT),
+        (lambda query: -query.truth.astype(float), INVERSE | {"miou_minmax": 0}),
+        (lambda query: 1 - query.truth.astype(float), INVERSE),
+        (lambda query: 0.25 * query.truth, PERFECT | {"miou_raw": 0.4}),  # above .1 and .2 of the five thresholds
+    ],
+    ids=["truth", "negative", "inverse", "quarter"],
+)
+def test_maps_that_are_known_have_the_known_scores(maps, expected, monkeypatch, scorer, train):
+    results = scored_with(monkeypatch, scorer, train, maps)
+    for part in (results, *results["per_class"].values(), results["with_location"], results["without_location"]):
+        assert values(part, GROUNDING) == same(expected)
+        for bound in ("low", "high"):
+            assert {name: part[name][bound] for name in GROUNDING} == same(expected)
+
+
+def test_a_constant_map_is_worth_chance(monkeypatch, scorer, train):
+    results = scored_with(monkeypatch, scorer, train, lambda query: np.full(query.truth.shape, 0.3))
+    found = values(results, GROUNDING)
+    assert found["auroc"] == 0.5
+    assert found["cnr_signed"] == found["cnr_abs"] == 0
+    assert 0 < found["pointing"] < 0.2  # the share of the image that is inside
+
+
+def test_the_total_is_the_mean_over_the_classes(monkeypatch, scorer, train):
+    """A model that knows one class only scores one in as many as there are classes, however frequent that class is."""
+
+    def maps(query):
+        sign = 1 if query.phrase.category == "nodule" else -1
+        return sign * query.truth.astype(float)
+
+    results = scored_with(monkeypatch, scorer, train, maps)
+    pointing = {name: part["pointing"]["value"] for name, part in results["per_class"].items()}
+    assert pointing == {name: float(name == "nodule") for name in pointing}
+    assert len(pointing) == 8
+    assert results["pointing"]["value"] == pytest.approx(1 / 8)
+
+
+def test_phrases_with_and_without_a_location_are_told_apart(monkeypatch, scorer, train):
+    results = scored_with(monkeypatch, scorer, train, lambda q: q.truth * (1.0 if q.phrase.located else -1.0))
+    assert results["with_location"]["pointing"]["value"] == 1
+    assert results["without_location"]["pointing"]["value"] == 0
+    phrases = [phrase for index in range(len(train)) for phrase in train[index].phrases]
+    assert results["n"] == len(phrases)
+    assert results["with_location"]["n"] == sum(phrase.located for phrase in phrases) > 0
+    assert results["without_location"]["n"] == sum(not phrase.located for phrase in phrases) > 0
+
+
+def test_every_prior_is_scored_beside_the_model(monkeypatch, scorer, train):
+    results = scored_with(monkeypatch, scorer, train, lambda query: query.truth.astype(float))
+    assert set(PRIORS) <= results.keys()
+    found = {name: values(results[name], GROUNDING)["pointing"] for name in PRIORS}
+    assert all(0 <= value < 0.9 for value in found.values())
+    assert found["image_blind_prior"] > found["chance"]  # told side and zone, estimated on the very same images
+
+
+def test_a_pixel_is_inside_a_box_if_its_centre_is():
+    found = box_mask(((1.0, 0.0, 3.0, 1.0), (0.6, 1.5, 1.5, 2.4)), 3, 4)
+    expected = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(found, np.array(expected, bool))
+    np.testing.assert_array_equal(box_mask(((0.5, 1.5, 1.5, 2.5),), 3, 2), [[0, 0], [1, 0], [0, 0]])
+
+
+def test_the_boxes_of_a_phrase_are_one_region(monkeypatch, scorer):
+    phrase = Phrase("two nodules", "nodule", boxes=((0.0, 0.0, 2.0, 2.0), (5.0, 5.0, 8.0, 8.0)))
+    two = Records([record(5, "two nodules", phrases=(phrase,))])
+    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.arange(64.0).reshape(8, 8) for _ in batch])
+    results, scored = evaluate_grounding(scorer, two, two)
+    assert scored[0].query.truth.sum() == 4 + 9
+    assert (results["n"], results["pointing"]["value"]) == (1, 1.0)
+
+
+def test_a_region_that_fills_the_image_or_none_of_it_is_left_out(monkeypatch, scorer):
+    boxes = {"all": (0.0, 0.0, 8.0, 8.0), "none": (2.1, 2.1, 2.4, 2.4), "some": (0.0, 0.0, 4.0, 4.0)}
+    phrases = tuple(Phrase(name, "nodule", boxes=(box,)) for name, box in boxes.items())
+    records = Records([record(5, "three nodules", phrases=(*phrases, Phrase("no box", "nodule")))])
+    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.eye(8) for _ in batch])
+    results, scored = evaluate_grounding(scorer, records, records)
+    assert results["n"] == 1
+    assert [one.query.phrase.text for one in scored] == ["some"]
+
+
+def test_data_without_boxes_cannot_be_grounded(scorer, train):
+    silent = Records([record(1, "a nodule")])
+    with pytest.raises(InputError, match="boxes"):
+        evaluate_grounding(scorer, silent, silent)
+    with pytest.raises(InputError, match="boxes"):
+        evaluate_grounding(scorer, silent, train)
+
+
+def test_the_gallery_shows_queries_from_all_over_the_split():
+    metrics = {"cnr_signed": 0.0, "pointing": 0.0}
+    queries = [SimpleNamespace(image=None, phrase=Phrase(str(number))) for number in range(10)]
+    scored = [SimpleNamespace(query=query, map=None, metrics=metrics) for query in queries]
+    assert [example.phrase for example in gallery_examples(scored, 3)] == ["0", "3", "6"]
+    assert len(gallery_examples(scored, 24)) == 10
+
+
+# Retrieval
+
+
+def test_a_model_that_knows_the_pairs_is_always_right():
+    plan = ByNumber(lambda image, text: -np.abs(image - text))
+    records = Records([record(number, f"report {number}") for number in range(1, 13)])
+    results = evaluate_retrieval(plan, records)
+    assert values(results, RETRIEVAL) == dict.fromkeys(RETRIEVAL, 1.0)
+    assert (results["n"], results["pool"]) == (12, 12)
+
+
+def test_a_model_that_ranks_its_own_last_is_always_wrong():
+    plan = ByNumber(lambda image, text: -(image == text).astype(float))
+    records = Records([record(number, f"report {number}") for number in range(1, 13)])
+    found = values(evaluate_retrieval(plan, records), RETRIEVAL)
+    assert found == {name: 12.0 if name.startswith("median") else 0.0 for name in RETRIEVAL}
+
+
+def test_identical_reports_count_as_one():
+    """Reports 1, 1, 2, 3 of four images are three candidates. Of constant scores, worked by hand: an image finds its
+    text first in 1 of 3; the text that two of four images share finds one of them in 1 of 2, the others in 1 of 4."""
+    reports = ("report 1", "report 1", "report 2", "report 3")
+    records = Records([record(number + 1, report) for number, report in enumerate(reports)])
+    results = evaluate_retrieval(ByNumber(lambda image, text: 0 * (image + text)), records)
+    assert results["r@1_image_to_text"]["value"] == pytest.approx(1 / 3)
+    assert results["r@1_text_to_image"]["value"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+    assert results["r@5_image_to_text"]["value"] == 1
+    assert results["chance"]["r@1_image_to_text"] == pytest.approx(1 / 3)
+    # a model that confuses the two images of one report makes no mistake
+    shared = evaluate_retrieval(ByNumber(lambda image, text: -np.abs(np.maximum(image - 1, 1) - text)), records)
+    assert values(shared, RETRIEVAL) == dict.fromkeys(RETRIEVAL, 1.0)
+
+
+def test_records_without_a_report_are_left_out_and_counted():
+    records = Records([record(1, "report 1"), record(2, ""), record(3, "report 3"), record(4, " ... ")])
+    results = evaluate_retrieval(ByNumber(lambda image, text: -np.abs(image - text)), records)
+    assert (results["n"], results["without_text"]) == (2, 2)
+    assert results["r@1_image_to_text"]["value"] == 1
+    with pytest.raises(InputError, match="reports"):
+        evaluate_retrieval(ByNumber(lambda image, text: 0 * (image + text)), Records([record(1, "")]))
+
+
+def test_smaller_pools_are_scored_beside_the_full_one():
+    records = Records([record(number, f"report {number}") for number in range(1, 13)])
+    results = evaluate_retrieval(ByNumber(lambda image, text: 0 * (image + text), pool=4), records)
+    assert results["pools"].keys() == {"4"}
+    assert results["pools"]["4"]["r@1_image_to_text"]["value"] == pytest.approx(1 / 4)
+    assert results["r@1_image_to_text"]["value"] == pytest.approx(1 / 12)
+    assert "pools" not in evaluate_retrieval(ByNumber(lambda image, text: 0 * (image + text), pool=0), records)
+
+
+# Zero-shot classification
+
+
+@pytest.fixture(scope="module")
+def images(plan, phantom_data) -> SplitImages:
+    return encode_split(plan, open_split(phantom_data, "test"), "a test")
+
+
+def test_scores_that_are_the_labels_are_perfect_and_their_inverse_is_not(monkeypatch, plan, train):
+    def truth(_, images, classes):
+        return np.array([[float(name in present) for name in classes] for present in images.labels])
+
+    monkeypatch.setattr(zero_shot, "class_scores", truth)
+    results = evaluate_zero_shot(plan, train)
+    assert values(results, ZERO_SHOT) == dict.fromkeys(ZERO_SHOT, 1.0)
+    assert len(results["per_class"]) == 8
+    assert all(part[name]["value"] == 1 for part in results["per_class"].values() for name in ("auroc", "f1"))
+    assert results["chance"]["auroc"] == 0.5
+    assert results["n"] == len(train)
+
+    monkeypatch.setattr(zero_shot, "class_scores", lambda *arguments: -truth(*arguments))
+    assert evaluate_zero_shot(plan, train)["auroc"]["value"] == 0
+
+
+def test_a_class_score_is_the_mean_over_its_prompts(plan, images):
+    scores = class_scores(plan, images, ("cavity", "nodule", "Elsewhere Seen"))
+    assert scores.shape == (len(images.reports), 3)
+    for column, prompts in enumerate((PROMPTS["cavity"], PROMPTS["nodule"], ("there is elsewhere seen",))):
+        alone = [plan.score(images.features, plan.encode_texts([prompt]))[:, 0] for prompt in prompts]
+        np.testing.assert_allclose(scores[:, column], np.mean(alone, axis=0), atol=2e-6)
+
+
+def test_a_class_score_depends_on_no_other_image(plan, images, phantom_data):
+    classes = ("nodule", "effusion")
+    together, split = class_scores(plan, images, classes), open_split(phantom_data, "test")
+    for index in (0, len(split) - 1):
+        alone = class_scores(plan, encode_split(plan, Records([split[index]]), "a test"), classes)
+        np.testing.assert_allclose(alone[0], together[index], atol=2e-6)
+
+
+def test_a_class_without_prompts_of_its_own_is_asked_for_by_name():
+    assert prompts_of("Lung Opacity") == ("there is lung opacity",)
+    assert len(prompts_of("nodule")) > 1
+
+
+def test_every_class_of_the_phantom_has_prompts_in_the_words_of_its_reports(train):
+    text = " ".join(train[index].report.lower() for index in range(len(train)))
+    labels = {label for index in range(len(train)) for label in train[index].labels}
+    assert labels <= PROMPTS.keys()
+    for label in labels:
+        assert any(prompt.split()[-1] in text for prompt in PROMPTS[label])
+
+
+def test_a_split_is_encoded_image_by_image_as_it_stands(plan, images, phantom_data):
+    split = open_split(phantom_data, "test")
+    assert images.reports == [split[index].report for index in range(len(split))]
+    assert list(images.patients) == [split[index].patient for index in range(len(split))]
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(images.features)} == {len(split)}
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """A copy of the trained run with all three results."""
+    workdir = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained.workdir, workdir, ignore=shutil.ignore_patterns("tensorboard"))
+    for task in ("grounding", "retrieval", "zero_shot"):
+        assert evaluate(task, workdir) == workdir / "results" / f"{task}.json"
+    return workdir
+
+
+def read(workdir, task: str) -> dict:
+    return json.loads((workdir / "results" / f"{task}.json").read_text())
+
+
+def assert_intervals(metrics: dict, names) -> None:
+    assert metrics.keys() >= set(names)
+    for name in names:
+        assert metrics[name].keys() == {"value", "low", "high"}
+        assert all(isinstance(number, float) and np.isfinite(number) for number in metrics[name].values())
+        assert metrics[name]["low"] <= metrics[name]["high"]
+
+
+def test_the_grounding_file_holds_what_is_promised(evaluated):
+    results = read(evaluated, "grounding")
+    for part in (results, *(results[name] for name in METHODS), *results["per_class"].values()):
+        assert_intervals(part, GROUNDING)
+    for part in ("with_location", "without_location"):
+        assert_intervals(results[part], GROUNDING)
+    assert results["with_location"]["n"] + results["without_location"]["n"] == results["n"]
+    assert values(results["untrained"], GROUNDING) != values(results, GROUNDING)
+
+
+def test_the_retrieval_file_holds_what_is_promised(evaluated):
+    results = read(evaluated, "retrieval")
+    assert_intervals(results, RETRIEVAL)
+    assert results["chance"].keys() >= RETRIEVAL
+
+
+def test_the_zero_shot_file_holds_what_is_promised(evaluated):
+    results = read(evaluated, "zero_shot")
+    assert_intervals(results, ZERO_SHOT)
+    for part in results["per_class"].values():
+        assert_intervals(part, ("auroc", "accuracy", "f1"))
+    assert results["per_class"].keys().isdisjoint(results["excluded"])
+
+
+@pytest.mark.parametrize("task", ["grounding", "retrieval", "zero_shot"])
+def test_every_file_says_of_what_it_is(task, evaluated, phantom_data):
+    results = read(evaluated, task)
+    assert results.keys() >= EVERY
+    assert results["data"] == manifest_hash(phantom_data)
+    assert len(results["config"]) == 64
+    assert results["version"] == __version__
+    assert (results["task"], results["step"], results["split"]) == (task, 300, "test")
+    assert results["n"] > 0
+
+
+def test_the_gallery_is_written_and_needs_no_other_file(evaluated):
+    page = (evaluated / "gallery.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3
+    assert 'src="http' not in page
+    assert "file://" not in page
+
+
+@pytest.fixture
+def counted(monkeypatch, evaluated, tmp_path):
+    """A copy of the evaluated run, and how often retrieval is computed."""
+    calls = []
+
+    def computed(plan, split):
+        calls.append((plan.step, split.name))
+        return {"n": len(split)}
+
+    monkeypatch.setattr(run, "evaluate_retrieval", computed)
+    return shutil.copytree(evaluated, tmp_path / "run"), calls
+
+
+def test_results_of_the_same_checkpoint_are_reused(counted):
+    workdir, calls = counted
+    before = (workdir / "results" / "retrieval.json").read_bytes()
+    evaluate("retrieval", workdir, reuse=True)
+    assert (calls, (workdir / "results" / "retrieval.json").read_bytes()) == ([], before)
+    evaluate("retrieval", workdir)
+    assert calls == [(300, "test")]
+
+
+def test_results_are_computed_anew_after_more_training(counted, tmp_path):
+    workdir, calls = counted
+    newest = workdir / "checkpoints" / "300"
+    newest.rename(tmp_path / "later")
+    before = latest_step(workdir)
+    evaluate("retrieval", workdir, reuse=True)
+    (tmp_path / "later").rename(newest)
+    evaluate("retrieval", workdir, reuse=True)
+    evaluate("retrieval", workdir, reuse=True)
+    assert calls == [(before, "test"), (300, "test")]
+
+
+def test_results_are_computed_anew_for_another_split_and_other_data(counted, phantom_data, tmp_path):
+    workdir, calls = counted
+    evaluate("retrieval", workdir, split="validation", reuse=True)
+    other = shutil.copytree(phantom_data, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"dropped": {"too dark": 1}}))
+    evaluate("retrieval", workdir, split="validation", data=other, reuse=True)
+    evaluate("retrieval", workdir, split="validation", data=other, reuse=True)
+    assert calls == [(300, "validation")] * 2
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"step": 300', b"[]", b"\xff"])
+def test_a_damaged_results_file_is_computed_anew(damage, counted):
+    workdir, calls = counted
+    (workdir / "results" / "retrieval.json").write_bytes(damage)
+    evaluate("retrieval", workdir, reuse=True)
+    assert len(calls) == 1
+    assert read(workdir, "retrieval")["n"] == 7
