@@ -95,12 +95,12 @@ def cotangent_of(arrays):
     return np.random.default_rng(9).normal(size=(len(arrays.patch), len(arrays.mask)))
 
 
-def close(tolerance):
+def assert_close(tolerance):
     return functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
 
 
-def all_close(found, expected, tolerance=1e-5):
-    jax.tree.map(close(tolerance), found, expected)
+def assert_all_close(found, expected, tolerance=1e-5):
+    jax.tree.map(assert_close(tolerance), found, expected)
 
 
 def test_the_cases_hold_every_pair_of_settings():
@@ -116,11 +116,11 @@ def test_soft_regions_and_maps_follow_the_equations(config):
         mask = MASK[r]
         expected = oracle.soft_regions(ARRAYS.word[r], ARRAYS.patch[i], ARRAYS.word_logit[r], mask, config)
         regions = jax.tree.map(lambda x, i=i, r=r: x[i, r], found["regions"])
-        close(1e-5)(regions.similarity[mask], expected.similarity[mask])
-        close(1e-5)(regions.attention[mask], expected.attention[mask])
-        close(1e-5)(regions.word_importance, expected.word_importance)
-        close(1e-5)(regions.patch_importance, expected.patch_importance)
-        close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask) * np.ones(6))
+        assert_close(1e-5)(regions.similarity[mask], expected.similarity[mask])
+        assert_close(1e-5)(regions.attention[mask], expected.attention[mask])
+        assert_close(1e-5)(regions.word_importance, expected.word_importance)
+        assert_close(1e-5)(regions.patch_importance, expected.patch_importance)
+        assert_close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask) * np.ones(6))
 
 
 @each_case
@@ -128,14 +128,14 @@ def test_scores_follow_the_equations(config):
     found = everything(ARRAYS, config)
     expected = oracle.word_patch_similarity(ARRAYS, config)
     for name in IMPLEMENTATIONS:
-        close(1e-5)(found[name]["z"], expected)
+        assert_close(1e-5)(found[name]["z"], expected)
     assert np.ptp(expected) > 0.1  # the scores differ, so equality says something
 
 
 @each_case
 def test_gradients_of_scan_are_those_of_reference(config):
     found = everything(ARRAYS, config)
-    all_close(found["scan"]["gradient"], found["reference"]["gradient"])
+    assert_all_close(found["scan"]["gradient"], found["reference"]["gradient"])
 
 
 @each_case
@@ -151,15 +151,15 @@ def test_gradients_are_the_finite_differences_of_the_oracle(config, name):
             return np.sum(cotangent * oracle.word_patch_similarity(moved, config))
 
         expected = (score(step) - score(-step)) / (2 * step)
-        close(1e-4)(np.sum(gradient[field] * direction), expected)
+        assert_close(1e-4)(np.sum(gradient[field] * direction), expected)
 
 
 @each_case
 def test_attention_and_importances_sum_to_one(config):
     regions = everything(ARRAYS, config)["regions"]
-    close(1e-6)(regions.attention.sum(axis=-1), np.ones((2, 4, 5)))
-    close(1e-6)(regions.patch_importance.sum(axis=-1), np.ones((2, 4)))
-    close(1e-6)(regions.word_importance.sum(axis=-1), np.broadcast_to(MASK.any(axis=1), (2, 4)))
+    assert_close(1e-6)(regions.attention.sum(axis=-1), np.ones((2, 4, 5)))
+    assert_close(1e-6)(regions.patch_importance.sum(axis=-1), np.ones((2, 4)))
+    assert_close(1e-6)(regions.word_importance.sum(axis=-1), np.broadcast_to(MASK.any(axis=1), (2, 4)))
     assert np.all(regions.word_importance[:, ~MASK] == 0)
 
 
@@ -170,11 +170,11 @@ def test_padding_words_never_change_a_score_a_map_or_a_gradient(config):
     word_logit = np.where(MASK, ARRAYS.word_logit, rng.normal(size=MASK.shape) * 1e4)
     clean, dirty = everything(ARRAYS, config), everything(ARRAYS._replace(word=word, word_logit=word_logit), config)
     for name in IMPLEMENTATIONS:
-        all_close(dirty[name], clean[name], 1e-6)
+        assert_all_close(dirty[name], clean[name], 1e-6)
         assert np.all(dirty[name]["gradient"]["word"][~MASK] == 0)
         assert np.all(dirty[name]["gradient"]["word_logit"][~MASK] == 0)
-    all_close(dirty["map"], clean["map"], 1e-6)
-    all_close(dirty["regions"].patch_importance, clean["regions"].patch_importance, 1e-6)
+    assert_all_close(dirty["map"], clean["map"], 1e-6)
+    assert_all_close(dirty["regions"].patch_importance, clean["regions"].patch_importance, 1e-6)
 
 
 @pytest.mark.parametrize("config", [CASES[3], CASES[13]])
@@ -185,8 +185,8 @@ def test_more_padding_never_changes_a_score_or_a_gradient(config):
     for name in IMPLEMENTATIONS:
         gradient = padded[name]["gradient"]
         cut = gradient | {field: gradient[field][:, :5] for field in ("word", "word_logit")}
-        all_close({"z": padded[name]["z"], "gradient": cut}, found[name], 2e-6)
-    all_close(padded["map"], found["map"], 1e-6)
+        assert_all_close({"z": padded[name]["z"], "gradient": cut}, found[name], 2e-6)
+    assert_all_close(padded["map"], found["map"], 1e-6)
 
 
 @each_case
@@ -211,7 +211,7 @@ def test_permuting_images_and_reports_permutes_the_scores(config):
     )
     before, after = everything(ARRAYS, config), everything(permuted, config)
     for name in IMPLEMENTATIONS:
-        close(1e-6)(after[name]["z"], before[name]["z"][np.ix_(images, reports)])
+        assert_close(1e-6)(after[name]["z"], before[name]["z"][np.ix_(images, reports)])
 
 
 @each_case
@@ -220,9 +220,9 @@ def test_permuting_patches_permutes_the_attention_and_leaves_the_scores(config):
     before = everything(ARRAYS, config)
     after = everything(ARRAYS._replace(patch=ARRAYS.patch[:, patches]), config)
     for name in IMPLEMENTATIONS:
-        close(2e-6)(after[name]["z"], before[name]["z"])
-    close(1e-5)(after["regions"].attention, before["regions"].attention[..., patches])
-    close(1e-5)(after["map"], before["map"][..., patches])
+        assert_close(2e-6)(after[name]["z"], before[name]["z"])
+    assert_close(1e-5)(after["regions"].attention, before["regions"].attention[..., patches])
+    assert_close(1e-5)(after["map"], before["map"][..., patches])
 
 
 # Where half of the words are kept and all weigh the same, the first half is kept: there the order matters.
@@ -234,8 +234,8 @@ def test_permuting_words_leaves_the_scores_and_the_maps(config):
     permuted = ARRAYS._replace(word=ARRAYS.word[:, words], word_logit=ARRAYS.word_logit[:, words], mask=MASK[:, words])
     before, after = everything(ARRAYS, config), everything(permuted, config)
     for name in IMPLEMENTATIONS:
-        close(2e-6)(after[name]["z"], before[name]["z"])
-    close(2e-6)(after["map"], before["map"])
+        assert_close(2e-6)(after[name]["z"], before[name]["z"])
+    assert_close(2e-6)(after["map"], before["map"])
 
 
 @pytest.mark.parametrize("config", [config_of(ROWS[3]), config_of(ROWS[9])])
@@ -250,7 +250,7 @@ def test_bfloat16_features_are_computed_in_float32(config):
     expected = oracle.word_patch_similarity(rounded, config)
     for name in IMPLEMENTATIONS:
         assert found[name]["z"].dtype == jnp.float32
-        close(1e-5)(found[name]["z"], expected)  # nothing but the features themselves was rounded
+        assert_close(1e-5)(found[name]["z"], expected)  # nothing but the features themselves was rounded
         np.testing.assert_allclose(found[name]["z"], oracle.word_patch_similarity(ARRAYS, config), atol=1e-2)
 
 
@@ -260,7 +260,7 @@ def test_logsumexp_of_very_unequal_words_follows_the_equations():
     word, patch = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[1.0, 0.0]])
     word_logit, mask = np.array([-30.0, 0.0]), np.array([True, True])
     z = reference.local_similarity(*map(jnp.asarray, (word, patch, word_logit, mask)), config=config)
-    close(1e-5)(z, oracle.local_similarity(word, patch, word_logit, mask, config))
+    assert_close(1e-5)(z, oracle.local_similarity(word, patch, word_logit, mask, config))
 
 
 @st.composite
@@ -278,8 +278,8 @@ def problems(draw):
 def test_scan_is_reference_for_any_shape_and_mask(problem):
     arrays, config = problem
     found = everything(arrays, config)
-    all_close(found["scan"], found["reference"])
-    close(1e-5)(found["scan"]["z"], oracle.word_patch_similarity(arrays, config))
+    assert_all_close(found["scan"], found["reference"])
+    assert_close(1e-5)(found["scan"]["z"], oracle.word_patch_similarity(arrays, config))
 
 
 def gradient_memory(word_patch_similarity, batch: int) -> int:
@@ -307,10 +307,10 @@ def test_softmax_is_finite_at_extremes_and_blind_to_what_is_masked(extreme):
     logits = jnp.array([extreme, 0.0, jnp.nan, 0.0, jnp.inf])
     mask = jnp.array([True, True, False, True, False])
     expected = {0.0: [1 / 3, 1 / 3, 0, 1 / 3, 0], 1e4: [1, 0, 0, 0, 0], -1e4: [0, 0.5, 0, 0.5, 0]}[extreme]
-    close(1e-6)(reference.masked_softmax(logits, mask), expected)
+    assert_close(1e-6)(reference.masked_softmax(logits, mask), expected)
     gradient = jax.jacobian(reference.masked_softmax)(logits, mask)
     p = np.array(expected)
-    close(1e-6)(gradient, np.diag(p) - np.outer(p, p))
+    assert_close(1e-6)(gradient, np.diag(p) - np.outer(p, p))
 
 
 def test_softmax_of_nothing_is_zero_with_a_zero_gradient():
@@ -322,10 +322,10 @@ def test_softmax_of_nothing_is_zero_with_a_zero_gradient():
 @pytest.mark.parametrize("length", [1e-4, 1.0, 1e4])
 def test_normalize_gives_length_one_and_only_turns(length):
     vector = jnp.array([0.6, 0.0, -0.8]) * length
-    close(1e-6)(reference.normalize(vector), [0.6, 0.0, -0.8])
+    assert_close(1e-6)(reference.normalize(vector), [0.6, 0.0, -0.8])
     direction = np.array([0.6, 0.0, -0.8])
     expected = (np.eye(3) - np.outer(direction, direction)) / length
-    close(1e-5)(jax.jacobian(reference.normalize)(vector) * length, expected * length)
+    assert_close(1e-5)(jax.jacobian(reference.normalize)(vector) * length, expected * length)
 
 
 def test_normalize_leaves_zero_at_zero_with_a_zero_gradient():
@@ -357,13 +357,13 @@ def test_the_words_of_largest_importance_are_kept_and_weigh_one_together(keep, w
     chosen = oracle.selected_words(importance, mask, keep)
     assert len(chosen) == kept
     assert np.flatnonzero(weight).tolist() == sorted(chosen)
-    close(1e-6)(weight[chosen], importance[chosen] / importance[chosen].sum())
+    assert_close(1e-6)(weight[chosen], importance[chosen] / importance[chosen].sum())
 
 
 def test_of_equally_important_words_the_first_are_kept():
     mask = jnp.array([False, True, True, False, True, True])
     weight = reference.select_words(jnp.where(mask, 0.25, 0.0), mask, keep=0.5)
-    close(1e-6)(weight, [0, 0.5, 0.5, 0, 0, 0])
+    assert_close(1e-6)(weight, [0, 0.5, 0.5, 0, 0, 0])
 
 
 def test_of_no_words_none_is_kept():

@@ -51,21 +51,21 @@ def permuted(arrays: oracle.Arrays, order) -> oracle.Arrays:
     return oracle.Arrays(*(x[order] for x in arrays))
 
 
-def close(found, expected, tolerance=1e-5):
+def assert_close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_info_nce_is_the_hand_worked_cross_entropy():
     logits = jnp.log(jnp.array([[1.0, 3.0], [1.0, 1.0]]))
     # Rows: ln 4 and ln 2; columns: ln 2 and ln 4.
-    close(info_nce(logits, jnp.array([True, True])), 1.5 * math.log(2), 1e-6)
+    assert_close(info_nce(logits, jnp.array([True, True])), 1.5 * math.log(2), 1e-6)
 
 
 def test_info_nce_is_the_mean_of_scikit_learns_log_loss_of_rows_and_columns():
     logits = np.random.default_rng(0).normal(size=(5, 5)) * 3
     probabilities = [np.array([oracle.softmax(row) for row in x]) for x in (logits, logits.T)]
     expected = sum(log_loss(np.arange(5), p) for p in probabilities) / 2
-    close(info_nce(jnp.asarray(logits, jnp.float32), jnp.ones(5, bool)), expected, 1e-6)
+    assert_close(info_nce(jnp.asarray(logits, jnp.float32), jnp.ones(5, bool)), expected, 1e-6)
 
 
 @pytest.mark.parametrize("pairs", [[0, 1, 3], [2, 4], [1], [0, 1, 2, 3, 4]])
@@ -78,10 +78,10 @@ def test_pairs_that_are_not_valid_are_as_if_they_were_not_there(pairs):
     inside = np.ix_(pairs, pairs)
     small, small_gradient = jax.value_and_grad(info_nce)(jnp.asarray(logits[inside]), jnp.ones(len(pairs), bool))
     loss, gradient = jax.value_and_grad(info_nce)(jnp.asarray(dirty), jnp.asarray(valid))
-    close(loss, small, 1e-6)
+    assert_close(loss, small, 1e-6)
     expected = np.zeros((5, 5))
     expected[inside] = small_gradient
-    close(gradient, expected, 1e-6)
+    assert_close(gradient, expected, 1e-6)
 
 
 def test_info_nce_without_a_valid_pair_is_zero_with_a_zero_gradient():
@@ -94,15 +94,15 @@ def test_info_nce_without_a_valid_pair_is_zero_with_a_zero_gradient():
 def test_info_nce_is_finite_at_extremes():
     logits = jnp.array([[-1e4, 1e4], [1e4, -1e4]])
     loss, gradient = jax.value_and_grad(info_nce)(logits, jnp.ones(2, bool))
-    close(loss, 2e4)
-    close(gradient, [[-0.5, 0.5], [0.5, -0.5]])
+    assert_close(loss, 2e4)
+    assert_close(gradient, [[-0.5, 0.5], [0.5, -0.5]])
 
 
 def test_info_nce_of_bfloat16_is_computed_in_float32():
     logits = (np.random.default_rng(4).normal(size=(6, 6)) * 5).astype(jnp.bfloat16)
     loss = info_nce(jnp.asarray(logits), jnp.ones(6, bool))
     assert loss.dtype == jnp.float32
-    close(loss, oracle.info_nce(logits.astype(np.float64), np.ones(6, bool)), 1e-6)
+    assert_close(loss, oracle.info_nce(logits.astype(np.float64), np.ones(6, bool)), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_info_nce_of_bfloat16_is_computed_in_float32():
 )
 def test_the_loss_is_the_weighted_sum_of_the_equations_and_has_their_gradient(config):
     loss, metrics, gradient = loss_and_gradient(ARRAYS, config)
-    close(loss, oracle.plan_loss(ARRAYS, config))
+    assert_close(loss, oracle.plan_loss(ARRAYS, config))
     assert metrics["loss"] == loss
     weight = config.loss
     parts = weight.global_weight * metrics["global_loss"] + weight.local_weight * (
         metrics.get("local_loss", 0) + weight.deep_supervision * metrics.get("rounds_loss", 0)
     )
-    close(parts, loss, 1e-6)
+    assert_close(parts, loss, 1e-6)
     rng, step = np.random.default_rng(5), 1e-5
     for name, found in gradient.items():
         direction = rng.normal(size=found.shape)
         ends = [ARRAYS._replace(**{name: getattr(ARRAYS, name) + way * step * direction}) for way in (1, -1)]
         slope = (oracle.plan_loss(ends[0], config) - oracle.plan_loss(ends[1], config)) / (2 * step)
-        close(np.sum(found * direction), slope, 1e-4)
+        assert_close(np.sum(found * direction), slope, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +158,16 @@ def test_without_rounds_and_importance_the_local_loss_is_the_plain_attention_los
     alignment = AlignmentConfig(rounds=0, region_temperature=0.25)
     config = Config(alignment=alignment, loss=LossConfig(global_weight=0.0, local_temperature=0.2))
     loss, _, _ = loss_and_gradient(ARRAYS, config)
-    close(loss, oracle.plain_attention_loss(ARRAYS, alignment, 0.2))
+    assert_close(loss, oracle.plain_attention_loss(ARRAYS, alignment, 0.2))
 
 
 def test_a_report_without_words_takes_no_part_in_the_loss():
     loss, metrics, gradient = loss_and_gradient(ARRAYS, CONFIG)
     small_loss, small_metrics, small_gradient = loss_and_gradient(permuted(ARRAYS, WITH_WORDS), CONFIG)
-    close(loss, small_loss, 1e-6)
-    jax.tree.map(lambda x, y: close(x, y, 1e-6), metrics, small_metrics)
+    assert_close(loss, small_loss, 1e-6)
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), metrics, small_metrics)
     for name, found in gradient.items():
-        close(found[WITH_WORDS], small_gradient[name])
+        assert_close(found[WITH_WORDS], small_gradient[name])
         assert np.all(found[WITHOUT_WORDS] == 0)
 
 
@@ -192,27 +192,27 @@ def test_padding_words_never_change_the_loss_or_its_gradient():
     )
     loss, _, gradient = loss_and_gradient(ARRAYS, CONFIG)
     dirty_loss, _, dirty_gradient = loss_and_gradient(dirty, CONFIG)
-    close(dirty_loss, loss, 1e-6)
+    assert_close(dirty_loss, loss, 1e-6)
     for name in ("word", "word_logit"):
         assert np.all(dirty_gradient[name][~dirty.mask] == 0)
         dirty_gradient[name] = dirty_gradient[name][:, :4]
-    jax.tree.map(lambda x, y: close(x, y, 2e-6), dirty_gradient, gradient)
+    jax.tree.map(lambda x, y: assert_close(x, y, 2e-6), dirty_gradient, gradient)
 
 
 def test_permuting_the_batch_leaves_the_loss_and_permutes_its_gradient():
     order = np.array([2, 3, 1, 0])
     loss, _, gradient = loss_and_gradient(ARRAYS, CONFIG)
     after, _, gradient_after = loss_and_gradient(permuted(ARRAYS, order), CONFIG)
-    close(after, loss, 1e-6)
+    assert_close(after, loss, 1e-6)
     for name, found in gradient_after.items():
-        close(found, gradient[name][order], 2e-6)
+        assert_close(found, gradient[name][order], 2e-6)
 
 
 def test_the_loss_of_bfloat16_features_is_computed_in_float32():
     rounded = oracle.Arrays(*(x if x.dtype == bool else np.asarray(x.astype(jnp.bfloat16), np.float64) for x in ARRAYS))
     loss, metrics, _ = loss_and_gradient(ARRAYS, CONFIG, jnp.bfloat16)
     assert {x.dtype for x in metrics.values()} == {jnp.dtype(jnp.float32)}
-    close(loss, oracle.plan_loss(rounded, CONFIG))  # nothing but the features themselves was rounded
+    assert_close(loss, oracle.plan_loss(rounded, CONFIG))  # nothing but the features themselves was rounded
     np.testing.assert_allclose(loss, oracle.plan_loss(ARRAYS, CONFIG), atol=1e-2)
 
 
@@ -223,5 +223,5 @@ def test_the_score_of_an_image_and_a_text_is_the_weighted_sum_of_both_similariti
     images, texts = some.features()
     score = image_text_score(images, texts, config=Config(alignment=ALIGNMENT, evaluation=evaluation))
     cosine = np.array([[image @ text for text in some.text_pooled] for image in some.image_pooled])
-    close(global_similarity(images, texts), cosine, 1e-6)
-    close(score, global_weight * cosine + local_weight * oracle.word_patch_similarity(some, ALIGNMENT))
+    assert_close(global_similarity(images, texts), cosine, 1e-6)
+    assert_close(score, global_weight * cosine + local_weight * oracle.word_patch_similarity(some, ALIGNMENT))

@@ -74,7 +74,7 @@ def encode_text(token_ids=TOKEN_IDS, word_ids=WORD_IDS, token_mask=TOKEN_MASK, *
     return _encode_text(variables(), *map(jnp.asarray, (token_ids, word_ids, token_mask)), config)
 
 
-def close(found, expected, tolerance=1e-5):
+def assert_close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -103,9 +103,9 @@ def test_every_feature_has_length_one_and_padding_words_length_zero():
     assert images.patch.shape == (2, ROWS * COLUMNS, 6)
     assert texts.word.shape == (2, WORDS, 6)
     for feature in (images.pooled, images.patch, texts.pooled):
-        close(jnp.linalg.norm(feature, axis=-1), np.ones(feature.shape[:-1]))
+        assert_close(jnp.linalg.norm(feature, axis=-1), np.ones(feature.shape[:-1]))
     assert texts.mask.tolist() == [[True, True, True, False, False], [True, False, False, False, False]]
-    close(jnp.linalg.norm(texts.word, axis=-1), np.asarray(texts.mask, float))
+    assert_close(jnp.linalg.norm(texts.word, axis=-1), np.asarray(texts.mask, float))
     assert np.all(np.asarray(texts.word)[~np.asarray(texts.mask)] == 0)
 
 
@@ -121,10 +121,10 @@ def test_patch_features_are_the_projected_map_row_by_row_and_the_global_feature_
         hidden = dense(g["Dense_0"], local[i, row, column])
         hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 1e-6)
         hidden = np.maximum(hidden * g["LayerNorm_0"]["scale"] + g["LayerNorm_0"]["bias"], 0)
-        close(images.patch[i, row * COLUMNS + column], oracle.unit(dense(g["Dense_1"], hidden)))
+        assert_close(images.patch[i, row * COLUMNS + column], oracle.unit(dense(g["Dense_1"], hidden)))
     for i in range(2):
         mean = last[i].mean(axis=(0, 1))
-        close(images.pooled[i], oracle.unit(dense(params["image_projection"], mean)))
+        assert_close(images.pooled[i], oracle.unit(dense(params["image_projection"], mean)))
 
 
 @pytest.mark.parametrize(("row", "column"), [(1, 7), (0, 0), (5, 9), (3, 2)])
@@ -146,11 +146,11 @@ def test_word_features_are_projected_means_of_their_pieces_and_the_global_featur
     texts = encode_text()
     for report in range(2):
         every = token[report][TOKEN_MASK[report]].mean(axis=0)
-        close(texts.pooled[report], oracle.unit(dense(parameters["text_projection"], every)))
+        assert_close(texts.pooled[report], oracle.unit(dense(parameters["text_projection"], every)))
         for word in range(WORD_IDS[report].max() + 1):
             mean = token[report][WORD_IDS[report] == word].mean(axis=0)
-            close(texts.word[report, word], oracle.unit(dense(parameters["word_projection"], mean)))
-            close(texts.word_logit[report, word], dense(parameters["word_score"], mean)[0])
+            assert_close(texts.word[report, word], oracle.unit(dense(parameters["word_projection"], mean)))
+            assert_close(texts.word_logit[report, word], dense(parameters["word_score"], mean)[0])
 
 
 def test_more_padding_tokens_never_change_a_feature():
@@ -158,12 +158,12 @@ def test_more_padding_tokens_never_change_a_feature():
         return np.concatenate([x, np.full((2, 4), filling, x.dtype)], axis=1)
 
     found, wide = encode_text(), encode_text(padded(TOKEN_IDS, 17), padded(WORD_IDS, -1), padded(TOKEN_MASK, False))
-    jax.tree.map(lambda x, y: close(x, y, 1e-6), wide, found)
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), wide, found)
 
 
 def test_what_stands_under_the_padding_never_changes_a_feature():
     found, dirty = encode_text(), encode_text(np.where(TOKEN_MASK, TOKEN_IDS, 29))
-    jax.tree.map(lambda x, y: close(x, y, 1e-6), dirty, found)
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), dirty, found)
 
 
 @pytest.mark.parametrize("words", [2, 8])
@@ -172,9 +172,9 @@ def test_more_or_fewer_words_leave_the_features_of_those_they_share(words):
     other = encode_text(config=dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, max_words=words)))
     assert other.word.shape[1] == words
     shared = min(words, WORDS)
-    close(other.word[:, :shared], found.word[:, :shared], 1e-6)
-    close(other.word_logit[:, :shared], found.word_logit[:, :shared], 1e-6)
-    close(other.pooled, found.pooled, 1e-6)
+    assert_close(other.word[:, :shared], found.word[:, :shared], 1e-6)
+    assert_close(other.word_logit[:, :shared], found.word_logit[:, :shared], 1e-6)
+    assert_close(other.pooled, found.pooled, 1e-6)
     assert not np.any(other.mask[:, shared:])
 
 
@@ -188,8 +188,8 @@ def test_a_report_without_words_has_finite_features_and_an_empty_mask():
 def test_an_image_is_encoded_the_same_in_any_company():
     together, _ = encode_image(IMAGES)
     alone, _ = encode_image(IMAGES[1:])
-    close(alone.patch[0], together.patch[1])
-    close(alone.pooled[0], together.pooled[1])
+    assert_close(alone.patch[0], together.patch[1])
+    assert_close(alone.pooled[0], together.pooled[1])
 
 
 def test_batch_statistics_change_only_in_training_and_only_in_what_is_returned():
@@ -212,7 +212,7 @@ def test_a_batch_is_its_images_and_its_texts():
     )
     features = jax.jit(functools.partial(PlanModel(CONFIG).apply, train=False), compiler_options=oracle.QUICK)
     images, texts = features(variables(), batch)
-    jax.tree.map(lambda x, y: close(x, y, 1e-6), (images, texts), (encode_image(IMAGES)[0], encode_text()))
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), (images, texts), (encode_image(IMAGES)[0], encode_text()))
 
 
 def test_encoders_in_bfloat16_still_give_float32_features_near_those_of_float32():
