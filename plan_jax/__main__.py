@@ -120,7 +120,8 @@ def _train(call: argparse.Namespace) -> int:
     from plan_jax.config_file import read_config
 
     config = read_config(call.config, call.overrides)
-    from plan_jax.train.loop import NonFiniteLoss, fit
+    from plan_jax.train.guard import NonFiniteLoss
+    from plan_jax.train.loop import fit
 
     try:
         state = fit(config, call.workdir)

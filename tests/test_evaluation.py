@@ -15,13 +15,13 @@ from plan_jax.data.records import Phrase, Record, manifest_hash, open_split
 from plan_jax.errors import InputError
 from plan_jax.evaluation import grounding, run, zero_shot
 from plan_jax.evaluation.features import SplitImages, encode_split
-from plan_jax.evaluation.grounding import box_mask, evaluate_grounding
+from plan_jax.evaluation.grounding import Sample, box_mask, evaluate_grounding
 from plan_jax.evaluation.priors import PRIORS
 from plan_jax.evaluation.prompts import prompts_of
 from plan_jax.evaluation.retrieval import evaluate_retrieval
-from plan_jax.evaluation.run import evaluate, gallery_examples
+from plan_jax.evaluation.run import evaluate
 from plan_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot
-from plan_jax.metrics import CNR_LIMIT
+from plan_jax.metrics import CNR_LIMIT, grounding_metrics
 from plan_jax.types import ImageFeatures, TextFeatures
 
 # What ../shared/spec names in every results file, and in that of each task.
@@ -168,8 +168,12 @@ def test_the_boxes_of_a_phrase_are_one_region(monkeypatch, scorer):
     phrase = Phrase("two nodules", "nodule", boxes=((0.0, 0.0, 2.0, 2.0), (5.0, 5.0, 8.0, 8.0)))
     two = Records([record(5, "two nodules", phrases=(phrase,))])
     monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.arange(64.0).reshape(8, 8) for _ in batch])
-    results, scored = evaluate_grounding(scorer, two, two)
-    assert scored[0].query.truth.sum() == 4 + 9
+    seen = []
+    monkeypatch.setattr(
+        grounding, "grounding_metrics", lambda found, truth: seen.append(truth) or grounding_metrics(found, truth)
+    )
+    results, _ = evaluate_grounding(scorer, two, two)
+    assert all(truth.sum() == 4 + 9 for truth in seen)
     assert (results["n"], results["pointing"]["value"]) == (1, 1.0)
 
 
@@ -178,9 +182,9 @@ def test_a_region_that_fills_the_image_or_none_of_it_is_left_out(monkeypatch, sc
     phrases = tuple(Phrase(name, "nodule", boxes=(box,)) for name, box in boxes.items())
     records = Records([record(5, "three nodules", phrases=(*phrases, Phrase("no box", "nodule")))])
     monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.eye(8) for _ in batch])
-    results, scored = evaluate_grounding(scorer, records, records)
+    results, examples = evaluate_grounding(scorer, records, records)
     assert results["n"] == 1
-    assert [one.query.phrase.text for one in scored] == ["some"]
+    assert [example.phrase for example in examples] == ["some"]
 
 
 def test_data_without_boxes_cannot_be_grounded(scorer, train):
@@ -191,12 +195,18 @@ def test_data_without_boxes_cannot_be_grounded(scorer, train):
         evaluate_grounding(scorer, silent, train)
 
 
-def test_the_gallery_shows_queries_from_all_over_the_split():
-    metrics = {"cnr_signed": 0.0, "pointing": 0.0}
-    queries = [SimpleNamespace(image=None, phrase=Phrase(str(number))) for number in range(10)]
-    scored = [SimpleNamespace(query=query, map=None, metrics=metrics) for query in queries]
-    assert [example.phrase for example in gallery_examples(scored, 3)] == ["0", "3", "6"]
-    assert len(gallery_examples(scored, 24)) == 10
+def test_the_gallery_sample_is_repeatable_and_draws_from_all_over_the_split():
+    def drawn(count, offered):
+        sample = Sample(count)
+        for number in range(offered):
+            sample.offer(number)
+        return sample.kept
+
+    assert drawn(24, 10) == list(range(10))
+    assert drawn(5, 1000) == drawn(5, 1000)
+    kept = drawn(200, 1000)
+    assert len(set(kept)) == 200
+    assert 400 < sum(kept) / 200 < 600
 
 
 # Retrieval

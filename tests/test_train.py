@@ -24,9 +24,11 @@ from plan_jax.config_file import read_config
 from plan_jax.data.build import build
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
+from plan_jax.train.guard import FiniteGuard, NonFiniteLoss
 from plan_jax.train.log import MetricsLog
-from plan_jax.train.loop import FiniteGuard, NonFiniteLoss, differing_fields, fit, prepare_workdir
+from plan_jax.train.loop import fit
 from plan_jax.train.state import decay_mask, learning_rate
+from plan_jax.train.workdir import differing_fields, prepare_workdir
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300

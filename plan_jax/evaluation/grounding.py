@@ -15,8 +15,9 @@ from plan_jax.evaluation.priors import PRIORS, Priors
 from plan_jax.evaluation.progress import in_chunks, progress
 from plan_jax.inference import Plan
 from plan_jax.metrics import GROUNDING_METRICS, grounding_metrics, scorable
+from plan_jax.plots import Example
 
-SEED = 0  # of the bootstrap
+SEED = 0  # of the bootstrap and the sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,43 +37,65 @@ class Query:
     truth: Bool[np.ndarray, "H W"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """A query with the model's map and its metrics."""
-
-    query: Query
-    map: Float[np.ndarray, "H W"]
-    metrics: dict[str, float]
-
-
-def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, list[Scored]]:
-    """Metrics of the model, of the priors and, if configured, of the untrained network; and every query's map.
+def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, list[Example]]:
+    """Metrics of the model, of the priors and, if configured, of the untrained network.
 
     Args:
         plan: the model.
-        split: what is scored.
+        split: what is scored; its images and maps are not kept, so that it may be larger than memory.
         train: where the priors are estimated.
 
     Returns:
-        The results as laid out in `plan_jax.tables`, and the model's queries one by one.
+        The results as laid out in `plan_jax.tables`, and `evaluation.gallery` queries with their maps, drawn at random
+        and not by success.
     """
     priors = Priors.fit((q.phrase.category, q.phrase.side, q.phrase.zone, q.truth) for q in queries(train, "priors"))
     untrained = plan.untrained() if plan.config.evaluation.untrained else None
     names = ("trained", *(("untrained",) if untrained else ()), *PRIORS)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    scored: list[Scored] = []
+    asked: list[tuple[str, Phrase]] = []
+    sample = Sample(plan.config.evaluation.gallery)
     for batch in in_chunks(queries(split, "grounding"), plan.config.evaluation.batch_size):
         trained_maps = query_maps(plan, batch)
         untrained_maps = query_maps(untrained, batch) if untrained else trained_maps
         for query, trained_map, untrained_map in zip(batch, trained_maps, untrained_maps, strict=True):
             maps = {"trained": trained_map, "untrained": untrained_map}
-            maps |= priors.maps(query.phrase, example=len(scored), shape=query.truth.shape)
+            maps |= priors.maps(query.phrase, example=len(asked), shape=query.truth.shape)
             for name in names:
                 rows[name].append(grounding_metrics(maps[name], query.truth))
-            scored.append(Scored(query, trained_map, rows["trained"][-1]))
-    if not scored:
+            asked.append((query.patient, query.phrase))
+            sample.offer(_example(query, trained_map, rows["trained"][-1]))
+    if not asked:
         raise InputError(f"{split} must hold phrases with boxes, got none; grounding needs a data set with boxes")
-    return _results(rows, [one.query for one in scored], plan.config.evaluation), scored
+    return _results(rows, asked, plan.config.evaluation), sample.kept
+
+
+class Sample:
+    """Keeps `count` of the examples it is offered, each with the same chance (reservoir sampling, fixed seed)."""
+
+    def __init__(self, count: int):
+        self.kept: list[Example] = []
+        self._count, self._offered, self._rng = count, 0, np.random.default_rng(SEED)
+
+    def offer(self, example: Example) -> None:
+        """Keeps the example, perhaps in the place of another."""
+        self._offered += 1
+        if len(self.kept) < self._count:
+            self.kept.append(example)
+        elif (place := int(self._rng.integers(self._offered))) < self._count:
+            self.kept[place] = example
+
+
+def _example(query: Query, grounding_map: Float[np.ndarray, "H W"], metrics: dict[str, float]) -> Example:
+    return Example(
+        image=query.image,
+        grounding_map=grounding_map,
+        boxes=query.phrase.boxes,
+        phrase=query.phrase.text,
+        category=query.phrase.category,
+        cnr_signed=metrics["cnr_signed"],
+        pointing=metrics["pointing"],
+    )
 
 
 def query_maps(plan: Plan, batch: list[Query]) -> list[Float[np.ndarray, "H W"]]:
@@ -104,11 +127,13 @@ def box_mask(boxes: tuple[tuple[float, float, float, float], ...], height: int, 
     return mask
 
 
-def _results(rows: dict[str, list[dict[str, float]]], asked: list[Query], config: EvaluationConfig) -> dict:
+def _results(
+    rows: dict[str, list[dict[str, float]]], asked: list[tuple[str, Phrase]], config: EvaluationConfig
+) -> dict:
     """Macro averages over the categories with patient-bootstrap intervals: the model's at the top level."""
-    category = np.array([query.phrase.category for query in asked])
-    patient = np.array([query.patient for query in asked])
-    located = np.array([query.phrase.located for query in asked])
+    category = np.array([phrase.category for _, phrase in asked])
+    patient = np.array([patient for patient, _ in asked])
+    located = np.array([phrase.located for _, phrase in asked])
 
     def averages(name: str, kept: np.ndarray) -> dict:
         columns = {metric: np.array([row[metric] for row in rows[name]])[kept] for metric in GROUNDING_METRICS}

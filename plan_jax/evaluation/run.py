@@ -7,12 +7,12 @@ from plan_jax import __version__
 from plan_jax.checkpoint import latest_step
 from plan_jax.config import config_hash, load_config
 from plan_jax.data.records import manifest_hash, open_split
-from plan_jax.evaluation.grounding import Scored, evaluate_grounding
+from plan_jax.evaluation.grounding import evaluate_grounding
 from plan_jax.evaluation.retrieval import evaluate_retrieval
 from plan_jax.evaluation.zero_shot import evaluate_zero_shot
 from plan_jax.gallery import write_gallery
 from plan_jax.inference import Plan
-from plan_jax.plots import Example, save_figure
+from plan_jax.plots import save_figure
 from plan_jax.tables import grounding_table
 
 FIGURE = 6  # examples in maps.png
@@ -45,8 +45,7 @@ def evaluate(
         return path
     plan, records = Plan.load(workdir), open_split(directory, about["split"])
     if task == "grounding":
-        results, scored = evaluate_grounding(plan, records, open_split(directory, "train"))
-        examples = gallery_examples(scored, plan.config.evaluation.gallery)
+        results, examples = evaluate_grounding(plan, records, open_split(directory, "train"))
         title = f"PLAN: grounding maps after {plan.step} steps"
         write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
         save_figure(workdir / "maps.png", examples[:FIGURE])
@@ -66,20 +65,3 @@ def _results_in(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def gallery_examples(scored: list[Scored], count: int) -> list[Example]:
-    """Evenly spaced queries of the split, not the best ones: the gallery shows what is typical, failures included."""
-    picked = scored[:: max(1, len(scored) // count)][:count]
-    return [
-        Example(
-            image=one.query.image,
-            grounding_map=one.map,
-            boxes=one.query.phrase.boxes,
-            phrase=one.query.phrase.text,
-            category=one.query.phrase.category,
-            cnr_signed=one.metrics["cnr_signed"],
-            pointing=one.metrics["pointing"],
-        )
-        for one in picked
-    ]
