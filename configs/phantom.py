@@ -39,5 +39,8 @@ def get_config():
     config.optim.warmup_steps = 60
     config.train.steps = 1800
     config.train.checkpoint_every = 200
+    # The global feature of a short prompt is unlike that of a report; weights chosen on the tune split.
+    config.evaluation.global_weight = 0.1
+    config.evaluation.local_weight = 1.0
     config.evaluation.untrained = True
     return config
