@@ -1,6 +1,6 @@
 """Pictures of grounding maps. Similarity has no absolute zero (the loss compares images, so a constant added to all
 patches of an image changes nothing it sees), hence colour shows the contrast within a map: none up to the map's median,
-full orange at its highest value. True boxes are yellow with a dark edge.
+full orange at its highest value, growing with the square between. True boxes are yellow with a dark edge.
 
 Matplotlib is loaded only by the functions that write a file.
 """
@@ -47,11 +47,14 @@ class Example:
 
 
 def contrast(grounding_map: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
-    """0 up to the map's median, 1 at its highest value, linear between; a constant map is 0."""
+    """0 up to the map's median, 1 at its highest value, a square between, so that the best places stand out.
+
+    A constant map is 0.
+    """
     middle, highest = float(np.median(grounding_map)), float(grounding_map.max())
     if highest <= middle:
         return np.zeros(grounding_map.shape)
-    return np.clip((grounding_map - middle) / (highest - middle), 0, 1)
+    return np.clip((grounding_map - middle) / (highest - middle), 0, 1) ** 2
 
 
 def overlay(
@@ -150,7 +153,7 @@ def _show(axes, picture: np.ndarray, *, title: str) -> None:
 
 def _colour_bar(axes, middle: float, highest: float) -> None:
     """From no colour at the map's median to full colour at its highest value."""
-    shares = np.linspace(1, 0, 256)[:, None]
+    shares = np.linspace(1, 0, 256)[:, None] ** 2
     top = highest if highest > middle else middle + 1e-3
     axes.imshow(_tinted(np.full((256, 1), 110, np.uint8), shares), extent=(0, 1, middle, top), aspect="auto")
     axes.set_xticks([])

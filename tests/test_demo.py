@@ -66,7 +66,10 @@ def test_the_example_of_the_readme_runs(demo, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(example.strip().splitlines()) <= 15
     code = example.replace('"runs/demo', f'"{out}')
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # a reader starts it in the project's folder
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "(64, 64)" in done.stdout
     assert (tmp_path / "map.png").stat().st_size > 0

@@ -28,7 +28,7 @@ def test_pictures_are_loaded_without_matplotlib():
 
 
 def test_contrast_runs_from_the_median_to_the_highest_value():
-    np.testing.assert_allclose(contrast(np.array([[-4.0, -3.0, 1.0, 3.0, 5.0]])), [[0, 0, 0, 0.5, 1]])
+    np.testing.assert_allclose(contrast(np.array([[-4.0, -3.0, 1.0, 3.0, 5.0]])), [[0, 0, 0, 0.25, 1]])
     np.testing.assert_array_equal(contrast(np.full((3, 3), 0.7)), np.zeros((3, 3)))
 
 
