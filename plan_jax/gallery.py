@@ -69,8 +69,9 @@ def _legend() -> str:
     scale = f"linear-gradient(to right, #6e6e6e, rgb{MATCH})"
     return (
         "<p>Left: the image. Right: where the phrase is, from no colour at the map's median "
-        f'<span class="scale" style="background: {scale}"></span> to full colour at its highest value, growing with the square. Yellow: the '
-        "true boxes, which training never saw. CNR: contrast-to-noise ratio, negative where the map is inverted.</p>"
+        f'<span class="scale" style="background: {scale}"></span> to full colour at its highest value, '
+        "growing with the square. Yellow: the true boxes, which training never saw. "
+        "CNR: contrast-to-noise ratio, negative where the map is inverted.</p>"
     )
 
 
