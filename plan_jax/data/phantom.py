@@ -22,6 +22,7 @@ from plan_jax.errors import InputError
 LEVELS = {
     "easy": (phantom_easy.easy_scene, phantom_easy.CLASSES),
     "realistic": (phantom_realistic.realistic_scene, phantom_realistic.CLASSES),
+    "cooc": (phantom_easy.cooc_scene, phantom_easy.CLASSES),  # last: a level's place in this list seeds its images
 }
 DEFAULT_SIZE = 12_000
 MIN_SIZE = 12  # the smallest that gives every split a patient

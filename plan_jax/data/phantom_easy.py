@@ -1,4 +1,11 @@
-"""Level `easy`: 64x64, strong findings of eight types at uniform places in the lungs. Learnable within a minute."""
+"""Levels `easy` and `cooc`: 64x64, strong findings of eight types at uniform places in the lungs.
+
+`easy` draws the types of an image independently: learnable within a minute, but it saturates. In `cooc` a type comes
+with its partner, as effusion does with atelectasis, so that only images in which one of the two is missing tell which
+word means which.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -7,31 +14,47 @@ from plan_jax.data.phantom_scene import Ellipse, Finding, Scene, grid, side_of, 
 
 SIZE = 64
 CLASSES = ("nodule", "cavity", "atelectasis", "reticulation", "bulla", "consolidation", "fracture", "effusion")
-MIN_DISTANCE = 15.0  # pixels between the centres of two findings
+PARTNERS = (("effusion", "atelectasis"), ("nodule", "cavity"), ("consolidation", "reticulation"), ("bulla", "fracture"))
+BOTH = 0.85  # share of a pair's appearances with both partners: one is there in 0.85 / 0.925 = 92 % of the other's images
+EASY_DISTANCE, COOC_DISTANCE = 15.0, 13.0  # pixels between the centres of two findings
 X, Y = grid(SIZE)
 
 
 def easy_scene(patient: np.random.Generator, image: np.random.Generator) -> Scene:
     """One phantom. `patient` decides anatomy and exposure, `image` the noise and 1-3 findings of distinct types."""
-    lungs, background = _anatomy(patient)
-    background = background + image.normal(0, 6, (SIZE, SIZE)).astype(np.float32)
-    categories = image.choice(len(CLASSES), size=image.integers(1, 4), replace=False)
+    lungs, background = _anatomy(patient, image)
+    categories = image.choice(CLASSES, size=image.integers(1, 4), replace=False)
+    return _scene(lungs, background, categories, image, distance=EASY_DISTANCE)
+
+
+def cooc_scene(patient: np.random.Generator, image: np.random.Generator) -> Scene:
+    """One phantom, as `easy_scene`, with 1-4 findings: one or two pairs of partners, sometimes one of a pair only."""
+    lungs, background = _anatomy(patient, image)
+    categories = []
+    for number in image.choice(len(PARTNERS), size=image.integers(1, 3), replace=False):
+        pair = image.permutation(PARTNERS[number])
+        categories += list(pair if image.uniform() < BOTH else pair[:1])
+    return _scene(lungs, background, categories, image, distance=COOC_DISTANCE)
+
+
+def _scene(lungs, background, categories: Sequence[str], image: np.random.Generator, *, distance: float) -> Scene:
+    """Findings of these types, as many as there is room for."""
     findings: list[Finding] = []
     centres: list[tuple[float, float]] = []
     for category in categories:
-        layer, half_width, half_height = _shape(CLASSES[category], image)
-        place = _place(image, lungs, centres, (half_width, half_height))
+        layer, half_width, half_height = _shape(category, image)
+        place = _place(image, lungs, centres, (half_width, half_height), distance)
         if place is None:  # no room left beside the others
             continue
         x, y, lung = place
         centres.append((x, y))
         pixels = layer(X - x, Y - y).astype(np.float32)
-        findings.append(Finding(CLASSES[category], side_of(x, SIZE), zone_of(y, lung), pixels))
+        findings.append(Finding(str(category), side_of(x, SIZE), zone_of(y, lung), pixels))
     return Scene(background, tuple(findings))
 
 
-def _anatomy(rng: np.random.Generator) -> tuple[tuple[Ellipse, Ellipse], Float32[np.ndarray, "H W"]]:
-    """Body, two lungs, heart, ripple; places, sizes and brightness vary."""
+def _anatomy(rng: np.random.Generator, noise: np.random.Generator) -> tuple[tuple[Ellipse, Ellipse], Float32[np.ndarray, "H W"]]:
+    """Body, two lungs, heart, ripple; places, sizes and brightness vary. Pixel noise."""
     shift = rng.uniform(-2, 2, (2, 2))
     scale = rng.uniform(0.95, 1.05, 2)
     right, left = (
@@ -43,10 +66,11 @@ def _anatomy(rng: np.random.Generator) -> tuple[tuple[Ellipse, Ellipse], Float32
     ripple = 6 * np.sin(2 * np.pi * (Y / 9 + rng.uniform()))
     air = right.inside(X, Y) | left.inside(X, Y)
     image = level + ripple - 55 * air + 45 * heart.inside(X, Y)
-    return (right, left), image.astype(np.float32)
+    image = image.astype(np.float32) + noise.normal(0, 6, (SIZE, SIZE)).astype(np.float32)
+    return (right, left), image
 
 
-def _place(rng: np.random.Generator, lungs, centres, half) -> tuple[float, float, Ellipse] | None:
+def _place(rng: np.random.Generator, lungs, centres, half, distance: float) -> tuple[float, float, Ellipse] | None:
     """A uniform place inside the lungs, away from the other centres, with the whole finding inside the image."""
     for lung, radius, angle in zip(
         rng.integers(0, 2, 64), rng.uniform(size=64) ** 0.5, rng.uniform(size=64), strict=True
@@ -55,7 +79,7 @@ def _place(rng: np.random.Generator, lungs, centres, half) -> tuple[float, float
         x = float(ellipse.x + ellipse.rx * radius * np.cos(2 * np.pi * angle))
         y = float(ellipse.y + ellipse.ry * radius * np.sin(2 * np.pi * angle))
         inside = half[0] <= x <= SIZE - 1 - half[0] and half[1] <= y <= SIZE - 1 - half[1]
-        if inside and all((x - a) ** 2 + (y - b) ** 2 > MIN_DISTANCE**2 for a, b in centres):
+        if inside and all((x - a) ** 2 + (y - b) ** 2 > distance**2 for a, b in centres):
             return x, y, ellipse
     return None
 
