@@ -3,25 +3,29 @@
 from plan_jax.config import default_config
 
 
-def get_config():
-    """64 px phantoms, patches of 4 px on a 16 x 16 grid, one text layer.
+def get_config(level: str = "easy"):
+    """`configs/phantom.py:cooc` and `:realistic` are for the other levels (`build phantom --level`).
+
+    64 px phantoms, patches of 4 px on a 16 x 16 grid, one text layer.
 
     A patch feature sees 12 px, no more than the findings (8 to 18 px): the loss asks only that some patch that sees the
     finding answers, so with a wider view (20 px were tried) patches beside it answer, consistently, and the map's peak
     lies outside the box.
     """
     config = default_config()
-    config.data.image_size = 64
+    config.data.level = level
+    config.data.image_size = 96 if level == "realistic" else 64
     config.data.batch_size = 32
-    config.data.max_tokens = 64
-    config.data.max_words = 48
+    config.data.max_tokens = 48
+    config.data.max_words = 40
 
     config.image_encoder.stem = "patchify"
-    config.image_encoder.patch = 4
+    config.image_encoder.patch = config.data.image_size // 16
     config.image_encoder.width = 32
     config.image_encoder.stages = (1, 1)
     config.image_encoder.block = "bottleneck"  # one 3x3 per block: 4 + 2 * 4 = 12 px
     config.image_encoder.local_stage = 1
+    config.image_encoder.side_taps = 0.1
 
     config.text_encoder.hidden = 64
     config.text_encoder.layers = 1

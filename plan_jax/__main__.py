@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from plan_jax import __version__
+from plan_jax.commands import CONFIG_HELP, add_ablate, add_benchmark
 from plan_jax.errors import InputError
 
 EPILOG = """\
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = make_parser()
     call, overrides = parser.parse_known_args(arguments)
-    if overrides and call.command != "train":
+    if overrides and call.command not in ("train", "ablate"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     call.overrides = overrides
     _quiet_libraries()
@@ -67,6 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_ground(commands)
     _add_tables(commands)
+    add_ablate(commands)
+    add_benchmark(commands)
     return parser
 
 
@@ -82,7 +85,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, metavar="N", help="phantom: number of images, all splits together")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn at random (default 0)")
-    parser.add_argument("--level", default="", metavar="LEVEL", help="phantom: easy (default) or realistic")
+    parser.add_argument("--level", default="", metavar="LEVEL", help="phantom: easy (default), cooc or realistic")
     parser.add_argument(
         "--vocab", type=Path, metavar="FILE", help="vocab.txt of a BERT instead of a trained vocabulary"
     )
@@ -111,7 +114,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--config.data.dir=DIR --config.train.steps=300 --config.optim.learning_rate=1e-3 --config.seed=1; all of "
         "them, with their defaults, are in plan_jax/config.py.",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="for example configs/phantom.py")
+    parser.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
     parser.set_defaults(run=_train)
 

@@ -20,6 +20,7 @@ from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
+SHARES = ("side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
 
 
 def _choice(default: str, *choices: str):
@@ -31,6 +32,7 @@ class DataConfig:
     """What is read and how it is cut into batches."""
 
     dir: str = ""  # a folder written by `python -m plan_jax build`
+    level: str = _choice("easy", "easy", "cooc", "realistic")  # of the phantom that `ablate` builds where dir is empty
     batch_size: int = 32  # global, over all processes
     image_size: int = 224  # side of the square input in pixels (GLoRIA, MGCA)
     max_tokens: int = 128  # T: word pieces per report, special pieces included
@@ -49,6 +51,7 @@ class ImageEncoderConfig:
     stages: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
     block: str = _choice("bottleneck", "basic", "bottleneck")
     local_stage: int = 3  # 1-based stage whose map gives the patch features [ours]
+    side_taps: float = 1.0  # scale, 0 to 1, of a 3x3 kernel's initial weights beside its centre (resnet._centred_init)
     batch_norm: str = _choice("train", "train", "frozen")  # frozen: running statistics also while training
     dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
 
@@ -130,6 +133,8 @@ class EvaluationConfig:
     bootstrap: int = 1000
     global_weight: float = 0.5  # of the cosine of global features in an image-text score
     local_weight: float = 0.5  # of the local similarity in an image-text score
+    competition: float = 0.5  # eta, how much a map gives way to those of other findings (`competition` read-out) [ours]
+    competition_temperature: float = 0.1
     untrained: bool = False  # also score a freshly initialised network
     gallery: int = 24  # examples in gallery.html
 
@@ -233,9 +238,9 @@ def _check_range(name: str, value: typing.Any, where: str) -> None:
         if value < lowest:
             raise InputError(f"{where} must be at least {lowest}, got {value}; raise it")
     elif type(value) is float:
-        divides = name.endswith("temperature")
-        if not math.isfinite(value) or value < 0 or (divides and value == 0):
-            bound = "above 0" if divides else "at least 0"
+        divides, share = name.endswith("temperature"), name in SHARES
+        if not math.isfinite(value) or value < 0 or (divides and value == 0) or (share and value > 1):
+            bound = "above 0" if divides else "from 0 to 1" if share else "at least 0"
             raise InputError(f"{where} must be finite and {bound}, got {value}; change it")
     elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
         raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

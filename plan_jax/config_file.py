@@ -12,12 +12,16 @@ from plan_jax.config import Config, default_config, freeze
 from plan_jax.errors import InputError
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Runs `get_config()` of a file and applies overrides such as "--config.optim.learning_rate=1e-3".
+
+    "FILE.py:NAME" runs `get_config(NAME)`: one file may hold several configurations.
 
     Raises:
         InputError: the file is missing or wrong, or an override names no field or has the wrong type.
     """
+    file, colon, variant = str(path).rpartition(".py:")
+    path, arguments_of_file = (Path(f"{file}.py"), (variant,)) if colon else (Path(path), ())
     if not path.is_file():
         raise InputError(f"--config must be a Python file, got {path}; choose one of configs/*.py")
     known = [name for name, _ in _leaves(default_config())]
@@ -25,7 +29,9 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         _check_override(override, known)
     values = flags.FlagValues()
     arguments = ["train", *overrides]
-    holder = config_flags.DEFINE_config_dict("config", _run_file(path), flag_values=values, sys_argv=arguments)
+    holder = config_flags.DEFINE_config_dict(
+        "config", _run_file(path, arguments_of_file), flag_values=values, sys_argv=arguments
+    )
     try:
         values(arguments)
     except (flags.Error, ValueError, TypeError) as error:
@@ -35,10 +41,12 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return freeze(holder.value)
 
 
-def _run_file(path: Path) -> ConfigDict:
+def _run_file(path: Path, arguments: tuple[str, ...]) -> ConfigDict:
     """What `get_config()` of a file returns."""
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        config = runpy.run_path(str(path))["get_config"](*arguments)
+    except InputError:
+        raise
     except Exception as error:  # the file is a program: it may raise anything
         raise InputError(f"{path} must hold a get_config() that sets known fields, got {_line(error)}") from error
     if not isinstance(config, ConfigDict):

@@ -56,6 +56,7 @@ def write_gallery(path: Path, examples: Sequence[Example], *, title: str, summar
 <h1>{html.escape(title)}</h1>
 {table}
 {_legend()}
+{_rounds(examples)}
 {_group("Successes: the peak lies in a true box", hits)}
 {_group("Failures: the peak lies outside", misses)}
 </body>
@@ -73,6 +74,20 @@ def _legend() -> str:
         "growing with the square. Yellow: the true boxes, which training never saw. "
         "CNR: contrast-to-noise ratio, negative where the map is inverted.</p>"
     )
+
+
+def _rounds(examples: Sequence[Example]) -> str:
+    """The refinement of the first example: the maps of S_0 ... S_K in a row."""
+    shown = next((example for example in examples if example.rounds), None)
+    if shown is None:
+        return ""
+    cells = "".join(
+        f'<figure><img src="{_png(overlay(shown.image, found, boxes=shown.boxes, side=SIDE))}" alt="Map of S_{k}">'
+        f'<figcaption class="facts">S<sub>{k}</sub> &middot; signed CNR {cnr:.2f}</figcaption></figure>'
+        for k, (found, cnr) in enumerate(shown.rounds)
+    )
+    heading = f"The refinement, round by round: {html.escape(shown.phrase)}"
+    return f'<section>\n<h2>{heading}</h2>\n<div class="grid strip">{cells}</div>\n</section>'
 
 
 def _group(heading: str, examples: Sequence[Example]) -> str:

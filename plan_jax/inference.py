@@ -127,6 +127,23 @@ class Plan:
         maps, importance = _batched(ground, (images, texts), self.config.evaluation.batch_size)
         return np.asarray(maps).reshape(len(maps), *images.grid), np.asarray(importance)
 
+    def ground_all(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        """Grounding maps [I R h w] of every text in every image."""
+        ground = functools.partial(_ground_all, config=self.config)
+        maps = np.asarray(_batched(lambda part: ground(part, texts), (images,), self.config.evaluation.batch_size))
+        return maps.reshape(*maps.shape[:2], *images.grid)
+
+    def global_maps(self, images: np.ndarray, texts: TextFeatures, image_of: np.ndarray) -> np.ndarray:
+        """[R h w] how much each cell of image `image_of[r]` adds to its global similarity with text r."""
+        encode = functools.partial(_global_cells, self.variables, config=self.config)
+        cells = np.asarray(_batched(encode, (images,), self.config.evaluation.batch_size))
+        return np.einsum("rhwd,rd->rhw", cells[image_of], np.asarray(texts.pooled))
+
+    def with_rounds(self, rounds: int) -> "Plan":
+        """The same model with another number of refinement rounds K."""
+        alignment = dataclasses.replace(self.config.alignment, rounds=rounds)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, alignment=alignment))
+
     def _tokens(self, text: str, *, truncate: bool):
         data = self.config.data
         return self.tokenizer.encode(text, max_tokens=data.max_tokens, max_words=data.max_words, truncate=truncate)
@@ -150,10 +167,24 @@ def _score(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Flo
 @functools.partial(jax.jit, static_argnames="config")
 def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tuple[Array, Array]:
     def one(patch, word, word_logit, mask):
-        regions = soft_regions(word, patch, word_logit, mask, config=config.alignment)
-        return grounding_map(regions), regions.word_importance
+        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
+        return grounding_map(regions)[0], regions.word_importance[:, 0]
 
     return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _ground_all(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Float[Array, "I R N"]:
+    def one(patch, word, word_logit, mask):
+        return grounding_map(soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment))[0]
+
+    every = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))
+    return every(images.patch, texts.word, texts.word_logit, texts.mask)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _global_cells(variables: Any, images: Array, *, config: Config) -> Any:
+    return PlanModel(config).apply(variables, images, method="global_cells")
 
 
 def _batched(function: Callable, arguments: tuple, size: int) -> Any:

@@ -6,12 +6,14 @@ Peers disagree on some definitions (absolute or signed CNR, IoU of the raw or th
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.metrics import precision_recall_curve
 
 GROUNDING_METRICS = ("cnr_signed", "cnr_abs", "miou_raw", "miou_minmax", "pointing", "auroc")
+OWN_ABOVE_OTHERS = "own_above_others"
 IOU_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 CNR_LIMIT = 100.0  # |CNR| of a map without any noise would be infinite; real maps stay far below this
 RECALL_AT = (1, 5, 10)
@@ -84,6 +86,17 @@ def pointing(grounding_map: Float[np.ndarray, "H W"], truth: Bool[np.ndarray, "H
     """1 if the map's peak lies inside the truth, else 0; of several equal peaks, the share that lies inside."""
     values = _checked(grounding_map, truth)
     return float(truth[values == values.max()].mean())
+
+
+def own_above_others(
+    grounding_map: Float[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"], others: Sequence[Bool[np.ndarray, "H W"]]
+) -> float:
+    """Share of the other findings' regions whose mean is below that of the true one, ties one half; NaN without any."""
+    if not others:
+        return float("nan")
+    values = _checked(grounding_map, truth)
+    own, means = values[truth].mean(), np.array([values[other].mean() for other in others])
+    return float((0.5 * ((own > means).astype(float) + (own >= means))).mean())
 
 
 def pixel_auroc(grounding_map: Float[np.ndarray, "H W"], truth: Bool[np.ndarray, "H W"]) -> float:

@@ -59,6 +59,11 @@ class PlanModel(nn.Module):
         pooled = self.image_projection(stages[-1].astype(jnp.float32).mean(axis=(1, 2)))
         return ImageFeatures(pooled=normalize(pooled), patch=normalize(patch), grid=(height, width))
 
+    def global_cells(self, image: UInt8[Array, "I H W 1"]) -> Float[Array, "I h w D"]:
+        """The last stage's cells, projected: their mean is the global feature before it is normalised."""
+        pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
+        return self.image_projection(self.image_encoder(pixels, train=False)[-1].astype(jnp.float32))
+
     def encode_text(
         self,
         token_ids: Int[Array, "R T"],

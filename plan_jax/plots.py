@@ -30,6 +30,7 @@ class Example:
         grounding_map: similarity of every pixel with the phrase, of the image's size.
         boxes: true boxes (x0, y0, x1, y1) in pixels, half open.
         pointing: 1 if the map's peak lies inside the truth, else 0 (a share where several pixels tie).
+        rounds: the map and its signed CNR after 0, 1, ... K rounds; empty where the model has none.
     """
 
     image: UInt8[np.ndarray, "H W"]
@@ -39,6 +40,7 @@ class Example:
     category: str
     cnr_signed: float
     pointing: float
+    rounds: tuple[tuple[Float[np.ndarray, "H W"], float], ...] = ()
 
     @property
     def hit(self) -> bool:

@@ -4,10 +4,12 @@ Layout of RUN/results/TASK.json, where an interval is {"value", "low", "high"} (
 {metric: interval}:
 
     every task      METRICS of the trained network beside "n", "data", "config", "version"
-    grounding       cnr_signed, cnr_abs, miou_raw, miou_minmax, pointing, auroc (macro over the classes);
-                    "per_class": {class: METRICS}; "with_location", "without_location": METRICS and "n";
-                    "untrained", "chance", "centre_prior", "phrase_blind_prior", "image_blind_type_prior",
-                    "image_blind_prior", "image_blind_told_prior": METRICS
+    grounding       cnr_signed, pointing, own_above_others, auroc, miou_raw, miou_minmax, cnr_abs (macro over the
+                    classes); "per_class": {class: METRICS}; "with_location", "without_location": METRICS and "n";
+                    other read-outs (`plan_jax.evaluation.readouts`): "round_0" ... "round_{K-1}", "competition",
+                    "mirrored", "global_map", "untrained": METRICS; "chance", "centre_prior", "phrase_blind_prior",
+                    "image_blind_type_prior", "image_blind_prior", "image_blind_told_prior", "grid_ceiling": METRICS;
+                    "lead": {prior: the model's metric less the prior's, paired by phrase}
     retrieval       r@1_image_to_text ... r@10_text_to_image, median_rank_image_to_text, median_rank_text_to_image;
                     "pool": number of images; "chance", "untrained": METRICS; "pools": {size: METRICS, with "chance"
                     and "untrained"}
@@ -50,11 +52,12 @@ class Table:
 
 GROUNDING = (
     Column("signed CNR", "cnr_signed", 2),
-    Column("|CNR|", "cnr_abs", 2),
+    Column("pointing", "pointing", 3),
+    Column("own above others", "own_above_others", 3),
+    Column("AUROC", "auroc", 3),
     Column("mIoU raw", "miou_raw", 3),
     Column("mIoU minmax", "miou_minmax", 3),
-    Column("pointing", "pointing", 3),
-    Column("AUROC", "auroc", 3),
+    Column("|CNR|", "cnr_abs", 2),
 )
 RETRIEVAL = (
     Column("R@1", "r@1", 3),
@@ -64,6 +67,9 @@ RETRIEVAL = (
 )
 ZERO_SHOT = (Column("AUROC", "auroc", 3), Column("accuracy", "accuracy", 3), Column("F1", "f1", 3))
 METHODS = {
+    "competition": "trained, against the other findings' prompts",
+    "mirrored": "trained, mirrored image and side words",
+    "global_map": "trained, map of the global similarity",
     "untrained": "untrained",
     "chance": "chance",
     "centre_prior": "centre prior",
@@ -71,6 +77,7 @@ METHODS = {
     "image_blind_type_prior": "image-blind prior, type only",
     "image_blind_prior": "image-blind prior",
     "image_blind_told_prior": "image-blind prior, told side and zone",
+    "grid_ceiling": "perfect answer on the grid",
 }
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
@@ -99,13 +106,22 @@ def results_tables(
 
 def grounding_table(result: dict) -> Table:
     """Trained network, its two halves by location words, and all it must beat, from the content of grounding.json."""
-    parts = {"trained": result}
-    for key, name in (("with_location", "phrases with a location"), ("without_location", "phrases without a location")):
+    parts = {"trained": result} | _halves("trained", result)
+    parts |= {f"trained, after round {key[6:]}": result[key] for key in result if key.startswith("round_")}
+    for key, name in METHODS.items():
         if key in result:
-            parts[f"trained, {name}"] = result[key]
-    parts |= {name: result[key] for key, name in METHODS.items() if key in result}
+            parts |= {name: result[key]} | _halves(name, result[key])
+    for key, lead in result.get("lead", {}).items():
+        name = f"trained less {METHODS[key]}"
+        parts |= {name: lead} | _halves(name, lead)
     rows = tuple((name, *_cells(metrics, GROUNDING)) for name, metrics in parts.items())
     return Table(_title("Phrase grounding", result), (Column("method", "method"), *GROUNDING), rows)
+
+
+def _halves(name: str, result: dict) -> dict[str, dict]:
+    """A method's metrics on the phrases with and without a location, where they are told apart."""
+    halves = {"with_location": "phrases with a location", "without_location": "phrases without a location"}
+    return {f"{name}, {words}": result[key] for key, words in halves.items() if key in result}
 
 
 def _grounding_classes(result: dict) -> Table:

@@ -61,16 +61,16 @@ class TextFeatures:
 
 @struct.dataclass
 class SoftRegions:
-    """The regions of one image that the words of one report point to.
+    """The regions of one image that the words of some reports point to. One report: R = 1.
 
     Attributes:
         similarity: S_K, refined word-patch similarity.
         attention: A, each row sums to 1 over the patches.
-        word_importance: alpha, sums to 1 over the real words (0 on padding).
-        patch_importance: beta, sums to 1 over the patches.
+        word_importance: alpha, each column sums to 1 over the words of its report (0 on all others).
+        patch_importance: beta, each row sums to 1 over the patches.
     """
 
     similarity: Float[Array, "L N"]
     attention: Float[Array, "L N"]
-    word_importance: Float[Array, " L"]
-    patch_importance: Float[Array, " N"]
+    word_importance: Float[Array, "L R"]
+    patch_importance: Float[Array, "R N"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plan_jax.alignment import reference, scan
@@ -66,12 +66,23 @@ each_case = pytest.mark.parametrize("config", CASES)
 @functools.partial(jax.jit, static_argnames="config", compiler_options=oracle.QUICK)
 def _everything(images, texts, cotangent, config):
     def regions_of(patch, word, word_logit, mask):
-        regions = reference.soft_regions(word, patch, word_logit, mask, config=config)
-        return {"regions": regions, "map": reference.grounding_map(regions)}
+        regions = reference.soft_regions(word, patch, word_logit, mask[:, None], config=config)
+        map_ = reference.grounding_map(regions)[0]
+        alpha, beta = regions.word_importance[:, 0], regions.patch_importance[0]
+        return {"regions": regions.replace(word_importance=alpha, patch_importance=beta), "map": map_}
+
+    def together(patch):
+        """All reports in one list of words."""
+        words = [x.reshape(-1, *x.shape[2:]) for x in (texts.word, texts.word_logit)]
+        member = texts.mask.reshape(-1, 1) & jnp.repeat(jnp.eye(len(texts.mask), dtype=bool), texts.mask.shape[1], 0)
+        regions = reference.soft_regions(words[0], patch, words[1], member, config=config)
+        z = reference.local_similarity(words[0], patch, words[1], member, config=config)
+        return {"regions": regions, "map": reference.grounding_map(regions), "z": z}
 
     of_reports = jax.vmap(regions_of, in_axes=(None, 0, 0, 0))
     of_images = jax.vmap(of_reports, in_axes=(0, None, None, None))
     found = of_images(images.patch, texts.word, texts.word_logit, texts.mask)
+    found["together"] = jax.vmap(together)(images.patch)
 
     for name, word_patch_similarity in IMPLEMENTATIONS.items():
 
@@ -130,6 +141,22 @@ def test_scores_follow_the_equations(config):
     for name in IMPLEMENTATIONS:
         assert_close(1e-5)(found[name]["z"], expected)
     assert np.ptp(expected) > 0.1  # the scores differ, so equality says something
+
+
+@each_case
+def test_reports_in_one_list_of_words_are_what_each_is_alone(config):
+    found = everything(ARRAYS, config)
+    together, alone = found["together"], found["regions"]
+    real = MASK.reshape(-1)
+    for field in ("similarity", "attention"):  # [I R L N] alone, [I R*L N] together
+        assert_close(1e-6)(
+            getattr(together["regions"], field)[:, real], getattr(alone, field).reshape(2, len(real), 6)[:, real]
+        )
+    own = np.repeat(np.eye(4), 5, axis=0)  # [R*L R]
+    assert_close(1e-6)(together["regions"].word_importance, alone.word_importance.reshape(2, len(real), 1) * own)
+    assert_close(1e-6)(together["regions"].patch_importance, alone.patch_importance)
+    assert_close(1e-6)(together["map"], found["map"])
+    assert_close(1e-6)(together["z"], found["reference"]["z"])
 
 
 @each_case
@@ -259,8 +286,8 @@ def test_logsumexp_of_very_unequal_words_follows_the_equations():
     config = AlignmentConfig(rounds=0, aggregation="logsumexp", aggregation_temperature=0.05)
     word, patch = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[1.0, 0.0]])
     word_logit, mask = np.array([-30.0, 0.0]), np.array([True, True])
-    z = reference.local_similarity(*map(jnp.asarray, (word, patch, word_logit, mask)), config=config)
-    assert_close(1e-5)(z, oracle.local_similarity(word, patch, word_logit, mask, config))
+    z = reference.local_similarity(*map(jnp.asarray, (word, patch, word_logit, mask[:, None])), config=config)
+    assert_close(1e-5)(z[0], oracle.local_similarity(word, patch, word_logit, mask, config))
 
 
 @st.composite
@@ -282,24 +309,174 @@ def test_scan_is_reference_for_any_shape_and_mask(problem):
     assert_close(1e-5)(found["scan"]["z"], oracle.word_patch_similarity(arrays, config))
 
 
-def gradient_memory(word_patch_similarity, batch: int) -> int:
-    """Bytes of intermediate values of the compiled gradient of a batch's scores."""
-    arrays = oracle.random_arrays(0, batch, np.ones((batch, 12), bool), patches=25, dim=4)
-    images, texts = arrays.features()
+W, S = scan.CHUNK_WORDS, scan.CHUNK_REPORTS
+LENGTHS = {  # of consecutive reports of at most W words; those not named are empty
+    "chunks filled to the last word": [W // 2, W // 2, W // 4, W - W // 4, W],
+    "a report as long as a chunk": [1, W, 1, W, 2],
+    "one word too many for a chunk": [W // 2, W // 2, 1, W - 1, 2],
+    "empty reports between": [0, W // 2, 0, 0, W // 2, 0, 1, 0],
+    "more empty reports than a chunk holds": [3] + [0] * (S + 1) + [2],
+    "more short reports than a chunk holds": [1] * (2 * S + 1),
+    "a last report alone": [0] * (2 * S + 2) + [5],
+    "lengths of all kinds": [3, 40, 1, 0, 17, W, 2, 2, W - 1, 60, 60, 9, 0, 7],
+    "no words at all": [],
+}
 
-    def total(patch, word, word_logit):
+
+def ragged(lengths, reports: int, words: int) -> np.ndarray:
+    """A mask of reports of these lengths, padding at random places."""
+    rng, mask = np.random.default_rng(0), np.zeros((reports, words), bool)
+    for row, length in enumerate(lengths):
+        mask[row, rng.choice(words, length, replace=False)] = True
+    return mask
+
+
+def chunks_by_hand(lengths, longest: int) -> list[list[int]]:
+    """The reports of each chunk: a report opens a new one when the last has no room for it."""
+    chunks = [[]]
+    for report, length in enumerate(lengths):
+        full = sum(lengths[r] for r in chunks[-1]) + length > max(W, longest) or len(chunks[-1]) == S
+        if full:
+            chunks.append([])
+        chunks[-1].append(report)
+    return chunks
+
+
+@functools.partial(jax.jit, static_argnames=("config", "name"), compiler_options=oracle.QUICK)
+def _scores_and_gradients(images, texts, cotangent, *, config, name):
+    def score(images, word, word_logit):
         texts_ = texts.replace(word=word, word_logit=word_logit)
-        return word_patch_similarity(images.replace(patch=patch), texts_, config=AlignmentConfig(rounds=2)).sum()
+        return IMPLEMENTATIONS[name](images, texts_, config=config)
+
+    z, pull = jax.vjp(score, images, texts.word, texts.word_logit)
+    return z, pull(cotangent)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("config", [config_of(ROWS[5]), config_of(ROWS[7]), config_of(ROWS[12])])
+def test_how_words_fill_the_chunks_never_changes_a_score_or_a_gradient(config, lengths):
+    arrays = oracle.random_arrays(0, 2, ragged(lengths, 2 * S + 3, W), patches=3, dim=3)
+    cotangent = jnp.asarray(cotangent_of(arrays), jnp.float32)
+    found, expected = (
+        _scores_and_gradients(*arrays.features(), cotangent, config=config, name=name) for name in IMPLEMENTATIONS
+    )
+    assert_all_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[W + 5, 3, W + 4, W + 1], [W // 2 - 3] * (S + 3), [1] * (W + S + 1)],
+    ids=["longer than a chunk", "no padding, last chunk half empty", "no padding, one word each"],
+)
+def test_reports_may_be_longer_than_a_chunk_or_have_no_padding(lengths):
+    config = config_of(ROWS[7])
+    arrays = oracle.random_arrays(0, 2, ragged(lengths, len(lengths), max(lengths)), patches=3, dim=3)
+    cotangent = jnp.asarray(cotangent_of(arrays), jnp.float32)
+    found, expected = (
+        _scores_and_gradients(*arrays.features(), cotangent, config=config, name=name) for name in IMPLEMENTATIONS
+    )
+    assert_all_close(found, expected, 2e-5)
+
+
+@jax.jit
+def _chunks(mask):
+    packing = scan.pack(mask)
+    return packing, jax.vmap(lambda begin: scan.chunk_of(packing, begin))(jnp.arange(len(mask)))
+
+
+@example([60] * (2 * S + 3))
+@given(st.integers(1, 60).flatmap(lambda longest: st.lists(st.integers(0, longest), max_size=2 * S + 3)))
+def test_chunks_hold_each_word_once_and_as_many_reports_as_fit(lengths):
+    mask = ragged(lengths, 2 * S + 3, 60)
+    packing, chunks = jax.tree.map(np.asarray, _chunks(jnp.asarray(mask)))
+    begin, found = 0, []
+    while begin < len(mask):
+        place, member, column = (x[begin] for x in chunks)
+        assert np.all(place[~member.any(axis=1)] == mask.size)
+        found += [
+            (int(p), int(r))
+            for p, r in zip(place, member @ np.arange(column, column + S), strict=True)
+            if p < mask.size
+        ]
+        begin = packing.following[begin]
+    assert found == [(place, place // 60) for place in np.flatnonzero(mask)]
+    expected = chunks_by_hand(mask.sum(axis=1), 60)
+    begins = [chunk[0] for chunk in expected]
+    assert packing.following[begins].tolist() == [*begins[1:], len(mask)]
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 0, 4], [W, W, 3], [60] * 10, []])
+def test_each_image_meets_each_chunk_once_whatever_the_padding(lengths, monkeypatch):
+    """Counts the steps of the loops, run without compilation: a step is one call."""
+    calls = []
+
+    def counted(word, patch, word_logit, member, *, config):
+        calls.append(member)
+        return jnp.zeros(member.shape[1])
+
+    monkeypatch.setattr(scan, "local_similarity", counted)
+    mask = ragged(lengths, 10, W)
+    images, texts = oracle.random_arrays(0, 2, mask, patches=2, dim=2).features()
+
+    def total(patch):
+        return scan.word_patch_similarity(images.replace(patch=patch), texts, config=AlignmentConfig(rounds=0)).sum()
+
+    steps = 2 * len(chunks_by_hand(mask.sum(axis=1), W))
+    with jax.disable_jit():
+        total(images.patch)
+        assert len(calls) == steps
+        jax.grad(total)(images.patch)
+    assert len(calls) == 3 * steps  # forward, and for the gradient forward and backward
+
+
+@pytest.mark.parametrize("config", [config_of(ROWS[3]), config_of(ROWS[9])])
+def test_scan_never_reads_padding(config):
+    word, word_logit = np.where(MASK[..., None], ARRAYS.word, np.nan), np.where(MASK, ARRAYS.word_logit, np.nan)
+    dirty = everything(ARRAYS._replace(word=word, word_logit=word_logit), config)
+    assert_all_close(dirty["scan"], everything(ARRAYS, config)["scan"], 1e-6)
+    assert np.isnan(dirty["reference"]["z"]).any()
+
+
+def test_the_mask_takes_part_in_a_gradient_as_what_it_is_boolean():
+    images, texts = ARRAYS.features()
+
+    def total(texts):
+        return scan.word_patch_similarity(images, texts, config=AlignmentConfig(rounds=0)).sum()
+
+    gradient = jax.grad(total, allow_int=True)(texts)
+    assert gradient.mask.dtype == jax.dtypes.float0
+    assert np.any(gradient.word != 0)
+
+
+@functools.cache
+def gradient_memory(name: str, *, images: int, reports: int, words: int) -> int:
+    """Bytes of intermediate values of the compiled gradient of all scores; half of the words are padding."""
+    mask = np.arange(words) < np.full((reports, 1), words // 2)
+    image_features, texts = oracle.random_arrays(0, images, mask, patches=100, dim=16).features()
+
+    def total(patch, word, word_logit, mask):
+        texts_ = texts.replace(word=word, word_logit=word_logit, mask=mask)
+        images_ = image_features.replace(patch=patch)
+        return IMPLEMENTATIONS[name](images_, texts_, config=AlignmentConfig(rounds=1)).sum()
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-    return gradient.lower(images.patch, texts.word, texts.word_logit).compile().memory_analysis().temp_size_in_bytes
+    compiled = gradient.lower(image_features.patch, texts.word, texts.word_logit, texts.mask).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("scan", 1.5, 2.5), ("reference", 3.5, 4.5)])
-def test_twice_the_batch_takes_twice_the_memory_in_scan_and_four_times_in_reference(name, low, high):
-    small, middle, large = (gradient_memory(IMPLEMENTATIONS[name], batch) for batch in (8, 16, 32))
-    assert low < middle / small < high
-    assert low < large / middle < high
+@pytest.mark.parametrize("more", ["images", "reports", "words"])
+def test_memory_grows_in_reference_but_not_in_scan(more):
+    size = {"images": 4, "reports": 24, "words": 16}
+    growth = {
+        name: gradient_memory(name, **size | {more: 4 * size[more]}) / gradient_memory(name, **size)
+        for name in IMPLEMENTATIONS
+    }
+    assert growth["scan"] < 1.1
+    assert growth["reference"] > 3.5
+
+
+def softmax(logits, mask):
+    return reference.masked_softmax(logits[:, None], mask[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("extreme", [0.0, 1e4, -1e4])
@@ -307,16 +484,22 @@ def test_softmax_is_finite_at_extremes_and_blind_to_what_is_masked(extreme):
     logits = jnp.array([extreme, 0.0, jnp.nan, 0.0, jnp.inf])
     mask = jnp.array([True, True, False, True, False])
     expected = {0.0: [1 / 3, 1 / 3, 0, 1 / 3, 0], 1e4: [1, 0, 0, 0, 0], -1e4: [0, 0.5, 0, 0.5, 0]}[extreme]
-    assert_close(1e-6)(reference.masked_softmax(logits, mask), expected)
-    gradient = jax.jacobian(reference.masked_softmax)(logits, mask)
+    assert_close(1e-6)(softmax(logits, mask), expected)
+    gradient = jax.jacobian(softmax)(logits, mask)
     p = np.array(expected)
     assert_close(1e-6)(gradient, np.diag(p) - np.outer(p, p))
 
 
 def test_softmax_of_nothing_is_zero_with_a_zero_gradient():
     logits, nothing = jnp.array([1e4, -1e4, 0.0]), jnp.zeros(3, bool)
-    assert np.all(np.asarray(reference.masked_softmax(logits, nothing)) == 0)
-    assert np.all(np.asarray(jax.jacobian(reference.masked_softmax)(logits, nothing)) == 0)
+    assert np.all(np.asarray(softmax(logits, nothing)) == 0)
+    assert np.all(np.asarray(jax.jacobian(softmax)(logits, nothing)) == 0)
+
+
+def test_softmax_goes_over_each_column_alone():
+    logits, mask = jnp.array([0.0, 1.0, 5.0, 1e4]), jnp.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], bool)
+    p = 1 / (1 + np.e)
+    assert_close(1e-6)(reference.masked_softmax(logits[:, None], mask), [[p, 0, 0], [1 - p, 0, 0], [0, 1, 0], [0] * 3])
 
 
 @pytest.mark.parametrize("length", [1e-4, 1.0, 1e4])
@@ -353,19 +536,30 @@ def test_the_words_of_largest_importance_are_kept_and_weigh_one_together(keep, w
     mask[rng.choice(words + 3, words, replace=False)] = True
     importance = np.where(mask, rng.permutation(words + 3) + 1.0, 0.0)
     importance /= importance.sum()
-    weight = np.asarray(reference.select_words(jnp.asarray(importance, jnp.float32), jnp.asarray(mask), keep=keep))
+    weight = np.asarray(selected(jnp.asarray(importance, jnp.float32), jnp.asarray(mask), keep))
     chosen = oracle.selected_words(importance, mask, keep)
     assert len(chosen) == kept
     assert np.flatnonzero(weight).tolist() == sorted(chosen)
     assert_close(1e-6)(weight[chosen], importance[chosen] / importance[chosen].sum())
 
 
+def selected(importance, mask, keep):
+    return reference.select_words(importance[:, None], mask[:, None], keep=keep)[:, 0]
+
+
 def test_of_equally_important_words_the_first_are_kept():
     mask = jnp.array([False, True, True, False, True, True])
-    weight = reference.select_words(jnp.where(mask, 0.25, 0.0), mask, keep=0.5)
+    weight = selected(jnp.where(mask, 0.25, 0.0), mask, 0.5)
     assert_close(1e-6)(weight, [0, 0.5, 0.5, 0, 0, 0])
 
 
 def test_of_no_words_none_is_kept():
-    weight = reference.select_words(jnp.zeros(3), jnp.zeros(3, bool), keep=0.5)
+    weight = selected(jnp.zeros(3), jnp.zeros(3, bool), 0.5)
     assert np.all(np.asarray(weight) == 0)
+
+
+def test_words_are_selected_in_each_report_by_its_own_number_of_words():
+    member = jnp.array([[1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0]], bool).T
+    importance = jnp.array([[0.1, 0.4, 0.3, 0.2, 0, 0, 0], [0, 0, 0, 0, 0.2, 0.8, 0]]).T
+    weight = reference.select_words(importance, member, keep=0.5)
+    assert_close(1e-6)(weight.T, [[0, 4 / 7, 3 / 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]])

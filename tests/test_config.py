@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plan_jax.config import Config, default_config, freeze, load_config, save_config
+from plan_jax.config import SHARES, Config, default_config, freeze, load_config, save_config
 from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 
@@ -54,6 +54,8 @@ def other_value(name: str, value: object) -> object:
         return "elsewhere" if name == "data.dir" else next(choice for choice in choices(name) if choice != value)
     if isinstance(value, tuple):
         return (2, 1)
+    if name.rpartition(".")[2] in SHARES:
+        return value / 2 + 0.125  # pyright: ignore[reportOperatorIssue]
     return value + 1 if isinstance(value, int) else value + 0.25  # pyright: ignore[reportOperatorIssue]
 
 

@@ -91,8 +91,21 @@ def scorer():
 
 
 def scored_with(monkeypatch, scorer, train, maps) -> dict:
-    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [maps(query) for query in batch])
+    answer_with(monkeypatch, maps)
     return evaluate_grounding(scorer, train, train)[0]
+
+
+def answer_with(monkeypatch, maps) -> None:
+    """Puts `maps` (query -> map) in the place of a model's answers."""
+
+    class Answers:
+        def __init__(self, plan, classes):
+            del plan, classes
+
+        def maps(self, batch):
+            return {"trained": [maps(query) for query in batch]}
+
+    monkeypatch.setattr(grounding, "Readouts", Answers)
 
 
 PERFECT = {"cnr_signed": CNR_LIMIT, "cnr_abs": CNR_LIMIT, "miou_raw": 1, "miou_minmax": 1, "pointing": 1, "auroc": 1}
@@ -167,12 +180,12 @@ def test_a_pixel_is_inside_a_box_if_its_centre_is():
 def test_the_boxes_of_a_phrase_are_one_region(monkeypatch, scorer):
     phrase = Phrase("two nodules", "nodule", boxes=((0.0, 0.0, 2.0, 2.0), (5.0, 5.0, 8.0, 8.0)))
     two = Records([record(5, "two nodules", phrases=(phrase,))])
-    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.arange(64.0).reshape(8, 8) for _ in batch])
+    answer_with(monkeypatch, lambda _: np.arange(64.0).reshape(8, 8))
     seen = []
     monkeypatch.setattr(
         grounding, "grounding_metrics", lambda found, truth: seen.append(truth) or grounding_metrics(found, truth)
     )
-    results, _ = evaluate_grounding(scorer, two, two)
+    results, _, _ = evaluate_grounding(scorer, two, two)
     assert all(truth.sum() == 4 + 9 for truth in seen)
     assert (results["n"], results["pointing"]["value"]) == (1, 1.0)
 
@@ -181,13 +194,14 @@ def test_a_region_that_fills_the_image_or_none_of_it_is_left_out(monkeypatch, sc
     boxes = {"all": (0.0, 0.0, 8.0, 8.0), "none": (2.1, 2.1, 2.4, 2.4), "some": (0.0, 0.0, 4.0, 4.0)}
     phrases = tuple(Phrase(name, "nodule", boxes=(box,)) for name, box in boxes.items())
     records = Records([record(5, "three nodules", phrases=(*phrases, Phrase("no box", "nodule")))])
-    monkeypatch.setattr(grounding, "query_maps", lambda _, batch: [np.eye(8) for _ in batch])
-    results, examples = evaluate_grounding(scorer, records, records)
+    answer_with(monkeypatch, lambda _: np.eye(8))
+    results, examples, _ = evaluate_grounding(scorer, records, records)
     assert results["n"] == 1
     assert [example.phrase for example in examples] == ["some"]
 
 
-def test_data_without_boxes_cannot_be_grounded(scorer, train):
+def test_data_without_boxes_cannot_be_grounded(monkeypatch, scorer, train):
+    answer_with(monkeypatch, lambda query: query.truth)
     silent = Records([record(1, "a nodule")])
     with pytest.raises(InputError, match="boxes"):
         evaluate_grounding(scorer, silent, silent)
@@ -354,6 +368,30 @@ def test_the_grounding_file_holds_what_is_promised(evaluated):
         assert_intervals(results[part], GROUNDING)
     assert results["with_location"]["n"] + results["without_location"]["n"] == results["n"]
     assert values(results["untrained"], GROUNDING) != values(results, GROUNDING)
+
+
+def test_the_margin_over_a_prior_is_paired_by_phrase(evaluated):
+    results = read(evaluated, "grounding")
+    for prior, lead in results["lead"].items():
+        for metric in ("cnr_signed", "pointing"):
+            expected = results[metric]["value"] - results[prior][metric]["value"]
+            assert lead[metric]["value"] == pytest.approx(expected)
+            halves = [lead[half][metric] for half in ("with_location", "without_location")]
+            assert all(half["low"] <= half["value"] <= half["high"] for half in halves)
+
+
+def test_the_metrics_of_every_phrase_are_kept_beside_their_averages(evaluated):
+    results = read(evaluated, "grounding")
+    with np.load(evaluated / "results" / "grounding_phrases.npz", allow_pickle=False) as rows:
+        category = rows["category"]
+        assert rows["patient"].shape == rows["located"].shape == category.shape == (results["n"],)
+        for method in ("trained", "competition", "mirrored", "global_map", "round_0", "untrained", *PRIORS):
+            of = results if method == "trained" else results[method]
+            for metric in ("cnr_signed", "pointing"):
+                column = rows[f"{method}/{metric}"]
+                means = [column[category == name].mean() for name in np.unique(category)]
+                assert np.mean(means) == pytest.approx(of[metric]["value"], rel=1e-5, abs=1e-6)
+        assert np.isnan(rows["trained/own_above_others"]).any()  # images with one finding
 
 
 def test_the_retrieval_file_holds_what_is_promised(evaluated):

@@ -23,6 +23,16 @@ def test_cnr_of_a_hand_worked_map():
     assert metrics.cnr(-values, truth) == pytest.approx(-4 / np.sqrt(8 / 3))
 
 
+def test_own_above_others_counts_the_findings_that_the_map_prefers_less():
+    values = np.array([[5.0, 1.0, 5.0], [9.0, 0.0, 0.0]])
+    own, lower, equal, higher = (np.zeros((2, 3), bool) for _ in range(4))
+    own[0, 0] = lower[0, 1] = equal[0, 2] = higher[1, 0] = True
+    assert metrics.own_above_others(values, own, (lower,)) == 1
+    assert metrics.own_above_others(values, own, (equal,)) == 0.5
+    assert metrics.own_above_others(values, own, (higher, lower)) == 0.5
+    assert np.isnan(metrics.own_above_others(values, own, ()))
+
+
 def test_cnr_is_finite_where_the_formula_is_not():
     truth = np.zeros((4, 5), bool)
     truth[1, 2] = True

@@ -17,6 +17,7 @@ from plan_jax.data.phantom import (
     phantom_record,
     split_of_patients,
 )
+from plan_jax.data.phantom_easy import PARTNERS
 from plan_jax.data.phantom_scene import Ellipse, Scene, side_of, zone_of
 from plan_jax.data.phantom_text import DISTRACTORS, SYNONYMS
 from plan_jax.data.records import SPLITS
@@ -24,7 +25,7 @@ from plan_jax.data.text import split_sentences
 from plan_jax.errors import InputError
 
 COUNT = 300
-SIZES = {"easy": 64, "realistic": 96}
+SIZES = {"easy": 64, "realistic": 96, "cooc": 64}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_seed_index_and_level_each_change_the_image():
     assert make_phantom(0, 0, level="realistic").scene.image.shape == (96, 96)
 
 
-def test_images_are_bytes_of_the_stated_size_with_one_to_three_distinct_findings(phantoms, level):
+def test_images_are_bytes_of_the_stated_size_with_a_few_distinct_findings(phantoms, level):
     counts = Counter()
     for phantom in phantoms[level]:
         assert phantom.scene.image.shape == (SIZES[level],) * 2
@@ -63,7 +64,7 @@ def test_images_are_bytes_of_the_stated_size_with_one_to_three_distinct_findings
         categories = [finding.category for finding in phantom.scene.findings]
         assert len(set(categories)) == len(categories)
         counts[len(categories)] += 1
-    assert set(counts) == {1, 2, 3}
+    assert set(counts) == ({1, 2, 3, 4} if level == "cooc" else {1, 2, 3})
 
 
 def test_every_class_occurs_and_the_label_list_is_exact(phantoms, level):
@@ -90,16 +91,18 @@ def test_without_its_findings_an_image_is_its_background_elsewhere(phantoms, lev
         np.testing.assert_array_equal(phantom.scene.image[outside], without[outside])
 
 
-def test_a_box_is_tight_around_its_mask_and_inside_the_image(phantoms, level):
+def test_boxes_are_tight_around_the_mask_and_inside_the_image(phantoms, level):
     for phantom in phantoms[level]:
         for phrase in phantom_record(phantom).phrases:
-            mask = decode(phrase.mask) > 0
-            ((x0, y0, x1, y1),) = (tuple(map(int, box)) for box in phrase.boxes)
-            assert 0 <= x0 < x1 <= SIZES[level]
-            assert 0 <= y0 < y1 <= SIZES[level]
-            inside = mask[y0:y1, x0:x1]
-            assert inside.sum() == mask.sum()
-            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            mask, inside = decode(phrase.mask) > 0, 0
+            assert len(phrase.boxes) == (2 if phrase.side == "both" else 1)
+            for x0, y0, x1, y1 in (tuple(map(int, box)) for box in phrase.boxes):
+                assert 0 <= x0 < x1 <= SIZES[level]
+                assert 0 <= y0 < y1 <= SIZES[level]
+                part = mask[y0:y1, x0:x1]
+                inside += part.sum()
+                assert all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
+            assert inside == mask.sum()
 
 
 def test_the_patients_left_is_on_the_images_right(phantoms, level):
@@ -115,12 +118,27 @@ def test_easy_findings_always_have_a_side_and_a_zone_that_go_with_their_place(ph
     for phantom in phantoms["easy"]:
         for finding in phantom.scene.findings:
             assert finding.side in ("left", "right")
-            rows[finding.zone].append((finding.box[1] + finding.box[3]) / 2)
+            ((_, y0, _, y1),) = finding.boxes
+            rows[finding.zone].append((y0 + y1) / 2)
     # The lungs' centres are at rows 30 to 34, a third of their height is 17 to 19 rows; boxes are whole pixels.
     assert max(rows["upper"]) <= 34 - 8.5 + 1
     assert min(rows["lower"]) >= 30 + 8.5 - 1
     assert min(rows["mid"]) >= 30 - 9.5 - 1
     assert max(rows["mid"]) <= 34 + 9.5 + 1
+
+
+def test_the_boxes_of_a_finding_on_both_sides_are_apart_the_images_left_one_first(phantoms):
+    both = [f for phantom in phantoms["realistic"] for f in phantom.scene.findings if f.side == "both"]
+    assert both
+    for first, second in (finding.boxes for finding in both):
+        assert first[2] <= second[0]
+
+
+def test_partners_come_together_in_nine_of_ten_images(phantoms):
+    present = [{f.category for f in phantom.scene.findings} for phantom in phantoms["cooc"]]
+    both = sum({a, b} <= found for found in present for a, b in PARTNERS)
+    either = sum(bool({a, b} & found) for found in present for a, b in PARTNERS)
+    assert 0.7 < both / either < 0.95  # drawn at 0.85; now and then there is no room for the second
 
 
 def test_zones_are_thirds_of_the_lung_and_sides_its_halves():
@@ -131,7 +149,7 @@ def test_zones_are_thirds_of_the_lung_and_sides_its_halves():
 
 def test_easy_findings_keep_their_distance_and_lie_in_the_lungs(phantoms):
     for phantom in phantoms["easy"]:
-        boxes = [finding.box for finding in phantom.scene.findings]
+        boxes = [box for finding in phantom.scene.findings for box in finding.boxes]
         centres = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
         for number, a in enumerate(centres):
             assert 2 < a[0] < 62  # lungs' centres 18 and 46, jitter 2, half width 14.2
@@ -216,7 +234,7 @@ def test_splits_are_disjoint_by_patient_and_of_the_stated_size(size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BuildOptions(level="hard"), "--level must be one of easy, realistic"),
+        (BuildOptions(level="hard"), "--level must be one of easy, realistic, cooc"),
         (BuildOptions(size=MIN_SIZE - 1), f"--size must be at least {MIN_SIZE}"),
         (BuildOptions(seed=-1), "--seed must be 0 or more"),
         (BuildOptions(raw="x"), "--raw must be left out"),

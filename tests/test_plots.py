@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import html.parser
 import re
 import subprocess
@@ -133,6 +134,20 @@ def test_a_gallery_picture_holds_the_overlay(tmp_path):
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(sources[1]), np.uint8), cv2.IMREAD_COLOR)
     expected = overlay(item.image, item.grounding_map, boxes=item.boxes, side=256)
     np.testing.assert_array_equal(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), expected)
+
+
+def test_the_gallery_shows_the_refinement_of_one_phrase_with_the_contrast_of_every_round(tmp_path):
+    plain = example(phrase="plain")
+    rounds = tuple((plain.grounding_map * k, cnr) for k, cnr in ((1, 0.25), (2, 1.5), (3, -2.75)))
+    refined = dataclasses.replace(plain, phrase="a refined one", rounds=rounds)
+    path = tmp_path / "gallery.html"
+    write_gallery(path, [plain], title="none")
+    assert "round by round" not in path.read_text()
+    write_gallery(path, [plain, refined], title="some")
+    strip = path.read_text().split("round by round")[1].split("</section>")[0]
+    assert "a refined one" in strip
+    assert strip.count("<img") == 3
+    assert [cnr in strip for cnr in ("0.25", "1.50", "-2.75")] == [True] * 3
 
 
 def test_an_empty_gallery_says_so(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plan_jax.config import ImageEncoderConfig
-from plan_jax.encoders.resnet import ResNet, receptive_field
+from plan_jax.encoders.resnet import ResNet, _centred_init, receptive_field
 
 RESNET18 = ImageEncoderConfig(block="basic", stages=(2, 2, 2, 2))
 RESNET50 = ImageEncoderConfig()
@@ -296,3 +296,24 @@ def test_maps_gradients_and_statistics_equal_torchvision(config, size, train):
     maps, _ = jax.device_get(apply(config, single, np.float32(image), train))
     # In train mode ResNet-50 amplifies rounding: torch's own float32 is 2e-4 from its float64.
     assert max(map(relative, maps, want_maps)) < (5e-4 if train else 1e-5)
+
+
+def kernels(side_taps: float) -> dict[str, np.ndarray]:
+    config = ImageEncoderConfig(stem="patchify", width=64, stages=(1,), side_taps=side_taps)
+    params = ResNet(config).init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)), train=False)["params"]
+    return {name: np.asarray(leaf["kernel"]) for name, leaf in params["stage1_block0"].items() if "conv" in name}
+
+
+def test_a_centred_start_scales_the_side_taps_and_keeps_the_size_of_the_weights():
+    usual, centred = kernels(1.0), kernels(0.1)
+    middle = usual["conv2"][1, 1]
+    np.testing.assert_allclose(centred["conv2"][1, 1], middle * np.sqrt(9 - 8 * 0.01), rtol=1e-6)
+    np.testing.assert_allclose(centred["conv2"][0, 2], usual["conv2"][0, 2] * 0.1, rtol=1e-6)
+    assert np.square(centred["conv2"]).sum() == pytest.approx(np.square(usual["conv2"]).sum(), rel=0.02)
+    for name in ("conv1", "conv3"):  # 1 x 1: nothing beside the centre
+        np.testing.assert_array_equal(centred[name], usual[name])
+
+
+def test_the_default_start_is_he_normal_over_the_fan_out():
+    he = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(jax.random.key(3), (3, 3, 8, 8))
+    np.testing.assert_array_equal(_centred_init(1.0)(jax.random.key(3), (3, 3, 8, 8)), he)

@@ -47,12 +47,13 @@ def grid(markdown):
 
 def test_signed_cnr_stands_before_its_absolute_value_and_priors_below_the_trained_network(tmp_path):
     head, _, *rows = grid(render([grounding_table(GROUNDING)], format="md"))
-    assert head == ["method", "signed CNR", "!CNR!", "mIoU raw", "mIoU minmax", "pointing", "AUROC"]
+    columns = ["signed CNR", "pointing", "own above others", "AUROC", "mIoU raw", "mIoU minmax", "!CNR!"]
+    assert head == ["method", *columns]
     assert rows == [
-        ["trained", "2.00 [1.90, 2.10]", "2.50 [2.40, 2.60]", "", "", "0.750 [0.650, 0.850]", ""],
-        ["trained, phrases with a location", "2.25 [2.15, 2.35]", "", "", "", "", ""],
-        ["chance", "0.00", "", "", "", "", ""],
-        ["image-blind prior", "-1.00 [-1.10, -0.90]", "1.00 [0.90, 1.10]", "", "", "", ""],
+        ["trained", "2.00 [1.90, 2.10]", "0.750 [0.650, 0.850]", "", "", "", "", "2.50 [2.40, 2.60]"],
+        ["trained, phrases with a location", "2.25 [2.15, 2.35]", *[""] * 6],
+        ["chance", "0.00", *[""] * 6],
+        ["image-blind prior", "-1.00 [-1.10, -0.90]", *[""] * 5, "1.00 [0.90, 1.10]"],
     ]
 
 
@@ -90,7 +91,7 @@ def test_several_runs_share_a_table_that_names_them(tmp_path):
     head, _, *rows = grid(render(results_tables(runs)[:1], format="md"))
     assert head[:2] == ["run", "method"]
     assert [row[0] for row in rows] == [str(runs[0])] * 4 + [str(runs[1])]
-    assert rows[-1] == [str(runs[1]), "trained", "", "1.00", "", "", "", ""]
+    assert rows[-1] == [str(runs[1]), "trained", *[""] * 6, "1.00"]
 
 
 def test_text_columns_are_aligned():

@@ -1,18 +1,21 @@
-"""The method, a line per equation: one image, one report.
+"""The method, a line per equation: one image, some reports.
 
 `soft_regions` is the one definition of the soft regions: the loss, retrieval, zero-shot scores and heat maps all
-call it. `word_patch_similarity` here is the plain all-pairs form, with memory of I*R*L*N: the oracle of the other
+call it. The words of the reports stand in one list, so that no equation is spent on padding; `member[l, r]` is True
+where word l belongs to report r. A word belongs to one report, a padding word to none; `mask[:, None]` is one report.
+
+`word_patch_similarity` here is the plain all-pairs form, with memory of I*R*L*N: the oracle of the other
 implementations, which share its signature.
 
 Equations follow PLAN (arXiv 2502.18047) as far as its abstract states them [paper]; the rest is this project's
-reconstruction [ours]. Letters: N patches, L words, D joint dimension, K rounds.
+reconstruction [ours]. Letters: N patches, L words, R reports, D joint dimension, K rounds.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from plan_jax.config import AlignmentConfig
+from plan_jax.config import AlignmentConfig, EvaluationConfig
 from plan_jax.types import ImageFeatures, SoftRegions, TextFeatures
 
 # Added to squared lengths and importances before a root or a logarithm, so that padding has finite gradients.
@@ -23,46 +26,50 @@ def soft_regions(
     word: Float[Array, "L D"],
     patch: Float[Array, "N D"],
     word_logit: Float[Array, " L"],
-    mask: Bool[Array, " L"],
+    member: Bool[Array, "L R"],
     *,
     config: AlignmentConfig,
 ) -> SoftRegions:
-    """The regions of one image that the words of one report point to, after K rounds of refinement.
+    """The regions of one image that the words of some reports point to, after K rounds of refinement.
 
     Args:
         word: w_l, length 1 (length 0 on padding).
         patch: u_n, length 1.
         word_logit: learned importance of a word, read when `config.word_importance` is "text".
-        mask: True where a word is real.
+        member: True where the word belongs to the report.
         config: the rounds and the forms of the equations.
     """
     word, patch = word.astype(jnp.float32), patch.astype(jnp.float32)
     similarity = jnp.einsum("ld,nd->ln", word, patch)  # S_0 [L N] [paper]
 
     def refine(similarity: Array, _: None) -> tuple[Array, None]:
-        attention = weigh(similarity, word_logit, mask, config=config).attention
+        attention = weigh(similarity, word_logit, member, config=config).attention
         region = jnp.einsum("ln,nd->ld", attention, patch)  # r_l [L D] [paper]
         evidence = normalize(word + config.evidence * region)  # q_l [L D] [ours]
         updated = jnp.einsum("ld,nd->ln", evidence, patch)  # [L N]
-        return config.history * similarity + (
-            1 - config.history
-        ) * updated, None  # S_{k+1} [paper: history; ours: form]
+        similarity = config.history * similarity + (1 - config.history) * updated  # S_{k+1} [paper; ours: form]
+        return similarity, None
 
     similarity, _ = jax.lax.scan(refine, similarity, None, length=config.rounds)  # [paper: iterate; ours: the rule]
-    return weigh(similarity, word_logit, mask, config=config)
+    return weigh(similarity, word_logit, member, config=config)
 
 
 def weigh(
-    similarity: Float[Array, "L N"], word_logit: Float[Array, " L"], mask: Bool[Array, " L"], *, config: AlignmentConfig
+    similarity: Float[Array, "L N"],
+    word_logit: Float[Array, " L"],
+    member: Bool[Array, "L R"],
+    *,
+    config: AlignmentConfig,
 ) -> SoftRegions:
     """Word importance alpha, patch importance beta and attention A of a similarity [paper: exist; ours: form]."""
-    alpha = masked_softmax(_word_logits(similarity, word_logit, config), mask)  # [L]
-    column = jnp.einsum("l,ln->n", alpha, similarity)  # [N]
-    beta = jax.nn.softmax(column / config.patch_temperature)  # [N]
+    alpha = masked_softmax(_word_logits(similarity, word_logit, config)[:, None], member)  # [L R]
+    column = jnp.einsum("lr,ln->rn", alpha, similarity)  # [R N]
+    beta = jax.nn.softmax(column / config.patch_temperature, axis=1)  # [R N]
     logits = similarity / config.region_temperature  # [L N]
     if config.importance:
-        log_beta = jax.nn.log_softmax(column / config.patch_temperature)
-        logits = logits + config.importance * (jnp.log(float(beta.size)) + log_beta)[None, :]  # log(N beta_n)
+        log_beta = jax.nn.log_softmax(column / config.patch_temperature, axis=1)  # [R N]
+        log_beta = log_beta + jnp.log(float(beta.shape[1]))  # log(N beta_n)
+        logits = logits + config.importance * jnp.einsum("lr,rn->ln", member, log_beta)  # [L N]
     attention = jax.nn.softmax(logits, axis=1)  # A [L N]
     return SoftRegions(similarity=similarity, attention=attention, word_importance=alpha, patch_importance=beta)
 
@@ -71,35 +78,48 @@ def local_similarity(
     word: Float[Array, "L D"],
     patch: Float[Array, "N D"],
     word_logit: Float[Array, " L"],
-    mask: Bool[Array, " L"],
+    member: Bool[Array, "L R"],
     *,
     config: AlignmentConfig,
-) -> Float[Array, ""]:
-    """z of one image and one report: how well the selected words agree with the regions they point to.
+) -> Float[Array, " R"]:
+    """z of one image and each report: how well the selected words agree with the regions they point to.
 
     The shapes are those of `soft_regions`. The mean over words is weighted by alpha; "logsumexp" is the same mean of
     exp(score / t), back through the logarithm, so that t -> infinity gives the mean.
     """
     word, patch = word.astype(jnp.float32), patch.astype(jnp.float32)
-    regions = soft_regions(word, patch, word_logit, mask, config=config)
+    regions = soft_regions(word, patch, word_logit, member, config=config)
     if config.region_norm:
         region = jnp.einsum("ln,nd->ld", regions.attention, patch)  # r_l [L D] [paper]
         score = jnp.einsum("ld,ld->l", normalize(region), word)  # <r_l / |r_l|, w_l> [L]
     else:
         initial = jnp.einsum("ld,nd->ln", word, patch)  # S_0 [L N]
         score = jnp.einsum("ln,ln->l", regions.attention, initial)  # <r_l, w_l> without forming r_l [L]
-    weight = select_words(regions.word_importance, mask, keep=config.word_keep)  # alpha' [L] [paper: selected words]
+    weight = select_words(regions.word_importance, member, keep=config.word_keep)  # alpha' [L R] [paper: selected]
     if config.aggregation == "mean":
-        return jnp.sum(weight * score)
-    temperature = config.aggregation_temperature
-    peak = jax.lax.stop_gradient(jnp.max(jnp.where(weight > 0, score, -jnp.inf), initial=-1.0))
-    total = jnp.sum(weight * jnp.exp((jnp.where(weight > 0, score, peak) - peak) / temperature))
-    return jnp.where(mask.any(), peak + temperature * jnp.log(jnp.where(mask.any(), total, 1.0)), 0.0)
+        return jnp.einsum("lr,l->r", weight, score)  # [R]
+    temperature, some = config.aggregation_temperature, member.any(axis=0)
+    score = jnp.where(weight > 0, score[:, None], -jnp.inf)  # [L R]
+    peak = jax.lax.stop_gradient(jnp.max(score, axis=0, initial=-1.0))  # [R]
+    total = jnp.sum(weight * jnp.exp((score - peak[None, :]) / temperature), axis=0)  # [R]
+    return jnp.where(some, peak + temperature * jnp.log(jnp.where(some, total, 1.0)), 0.0)
 
 
-def grounding_map(regions: SoftRegions) -> Float[Array, " N"]:
-    """Where a phrase points: the alpha-weighted mean over its words of S_K."""
-    return jnp.einsum("l,ln->n", regions.word_importance, regions.similarity)  # [N]
+def grounding_map(regions: SoftRegions) -> Float[Array, "R N"]:
+    """Where each phrase points: the mean of S_K over its words, weighted by alpha."""
+    return jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
+
+
+def compete(
+    grounding_map: Float[Array, "*grid"], rivals: Float[Array, "C *grid"], *, config: EvaluationConfig
+) -> Float[Array, "*grid"]:
+    """A map less what the maps of C other findings claim: M - eta t log mean_c exp(M_c / t) [ours].
+
+    A read-out only: it needs to be told what else there could be, and is reported beside the plain map, never for it.
+    """
+    t = config.competition_temperature
+    claimed = jax.nn.logsumexp(jnp.asarray(rivals) / t, axis=0) - jnp.log(float(len(rivals)))
+    return grounding_map - config.competition * t * claimed
 
 
 def word_patch_similarity(
@@ -108,20 +128,24 @@ def word_patch_similarity(
     """Local similarity z of every image with every report, the plain way: memory grows with I*R*L*N."""
 
     def pair(patch, word, word_logit, mask):
-        return local_similarity(word, patch, word_logit, mask, config=config)
+        return local_similarity(word, patch, word_logit, mask[:, None], config=config)[0]
 
     reports = jax.vmap(pair, in_axes=(None, 0, 0, 0))
     images = jax.vmap(reports, in_axes=(0, None, None, None))
     return images(image_features.patch, text_features.word, text_features.word_logit, text_features.mask)
 
 
-def select_words(importance: Float[Array, " L"], mask: Bool[Array, " L"], *, keep: float) -> Float[Array, " L"]:
-    """alpha': the `keep` share of the real words with the largest importance (at least one), made to sum to 1."""
+def select_words(importance: Float[Array, "L R"], member: Bool[Array, "L R"], *, keep: float) -> Float[Array, "L R"]:
+    """alpha': of each report, the `keep` share of its words with the largest importance (at least one), summed to 1."""
     if keep < 1:
-        rank = jnp.argsort(jnp.argsort(jnp.where(mask, -importance, jnp.inf)))  # 0 = most important
-        kept = jnp.maximum(jnp.ceil(keep * mask.sum() - 1e-4), 1)  # float32: 0.6 * 25 is a little more than 15
+        own, row = importance.sum(axis=1), jnp.arange(len(importance))  # [L]
+        tie = (own[None, :] == own[:, None]) & (row[None, :] < row[:, None])
+        before = (own[None, :] > own[:, None]) | tie  # [l, m]: word m comes before word l [L L]
+        rank = jnp.einsum("lm,mr->lr", before, member.astype(jnp.float32))  # 0 = most important [L R]
+        count = member.sum(axis=0, keepdims=True)  # [1 R]
+        kept = jnp.maximum(jnp.ceil(keep * count - 1e-4), 1)  # float32: 0.6 * 25 is a little more than 15
         importance = jnp.where(rank < kept, importance, 0.0)
-    return importance / (importance.sum() + TINY)
+    return importance / (importance.sum(axis=0, keepdims=True) + TINY)
 
 
 def normalize(vector: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -130,13 +154,13 @@ def normalize(vector: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return vector * jnp.where(squared > TINY, jax.lax.rsqrt(jnp.maximum(squared, TINY)), 0.0)
 
 
-def masked_softmax(logits: Float[Array, " L"], mask: Bool[Array, " L"]) -> Float[Array, " L"]:
-    """Softmax over the True entries, exactly 0 elsewhere; all zeros when nothing is True."""
+def masked_softmax(logits: Float[Array, "L #R"], mask: Bool[Array, "L R"]) -> Float[Array, "L R"]:
+    """Softmax over the True entries of each column, exactly 0 elsewhere; all zeros where nothing is True."""
     logits = logits.astype(jnp.float32)
     shifted = jnp.where(mask, logits, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(shifted, initial=-1e30))
+    top = jax.lax.stop_gradient(jnp.max(shifted, axis=0, keepdims=True, initial=-1e30))  # [1 R]
     weight = jnp.where(mask, jnp.exp(jnp.where(mask, logits, top) - top), 0.0)
-    return weight / jnp.maximum(weight.sum(), TINY)
+    return weight / jnp.maximum(weight.sum(axis=0, keepdims=True), TINY)
 
 
 def _word_logits(similarity: Array, word_logit: Array, config: AlignmentConfig) -> Array:

@@ -76,7 +76,7 @@ def phantom_record(phantom: Phantom) -> Record:
             side=finding.side,
             zone=finding.zone,
             located=mention.located,
-            boxes=(finding.box,),
+            boxes=finding.boxes,
             mask=encode_png(finding.mask.astype(np.uint8) * 255),
         )
         for finding, mention in zip(findings, phantom.report.mentions, strict=True)

@@ -15,7 +15,9 @@ from plan_jax.data.phantom_scene import Ellipse, Finding, Scene, grid, side_of, 
 SIZE = 64
 CLASSES = ("nodule", "cavity", "atelectasis", "reticulation", "bulla", "consolidation", "fracture", "effusion")
 PARTNERS = (("effusion", "atelectasis"), ("nodule", "cavity"), ("consolidation", "reticulation"), ("bulla", "fracture"))
-BOTH = 0.85  # share of a pair's appearances with both partners: one is there in 0.85 / 0.925 = 92 % of the other's images
+BOTH = (
+    0.85  # share of a pair's appearances with both partners: one is there in 0.85 / 0.925 = 92 % of the other's images
+)
 EASY_DISTANCE, COOC_DISTANCE = 15.0, 13.0  # pixels between the centres of two findings
 X, Y = grid(SIZE)
 
@@ -24,7 +26,7 @@ def easy_scene(patient: np.random.Generator, image: np.random.Generator) -> Scen
     """One phantom. `patient` decides anatomy and exposure, `image` the noise and 1-3 findings of distinct types."""
     lungs, background = _anatomy(patient, image)
     categories = image.choice(CLASSES, size=image.integers(1, 4), replace=False)
-    return _scene(lungs, background, categories, image, distance=EASY_DISTANCE)
+    return _scene(lungs, background, list(categories), image, distance=EASY_DISTANCE)
 
 
 def cooc_scene(patient: np.random.Generator, image: np.random.Generator) -> Scene:
@@ -53,7 +55,9 @@ def _scene(lungs, background, categories: Sequence[str], image: np.random.Genera
     return Scene(background, tuple(findings))
 
 
-def _anatomy(rng: np.random.Generator, noise: np.random.Generator) -> tuple[tuple[Ellipse, Ellipse], Float32[np.ndarray, "H W"]]:
+def _anatomy(
+    rng: np.random.Generator, noise: np.random.Generator
+) -> tuple[tuple[Ellipse, Ellipse], Float32[np.ndarray, "H W"]]:
     """Body, two lungs, heart, ripple; places, sizes and brightness vary. Pixel noise."""
     shift = rng.uniform(-2, 2, (2, 2))
     scale = rng.uniform(0.95, 1.05, 2)

@@ -65,8 +65,8 @@ def _located(category: str, layer: Layer, lung: Ellipse) -> Finding:
 
 def _anatomy(rng: np.random.Generator) -> tuple[Anatomy, Layer]:
     """Chest wall, lungs, heart, diaphragm, ribs, spine and vessels; a fifth of the width is position jitter."""
-    dx, dy = rng.uniform(-5, 5), rng.uniform(-5, 5)
-    s = rng.uniform(0.9, 1.08)
+    dx, dy = rng.uniform(-9.5, 9.5), rng.uniform(-9.5, 9.5)
+    s = rng.uniform(0.8, 1.0)
     right, left = (Ellipse(MID + dx + sign * 20 * s, 46 + dy, 16.5 * s, 35 * s) for sign in (-1, 1))
     heart = Ellipse(MID + dx + 5 * s, 60 + dy, rng.uniform(11, 13) * s, rng.uniform(12, 14) * s)
     in_heart = heart.inside(X, Y)
@@ -94,27 +94,29 @@ def _inner_point(field: Mask, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _opacity(anatomy: Anatomy, lung: int, rng: np.random.Generator):
-    """An irregular patch."""
+    """An irregular, mottled patch."""
     x, y = _inner_point(anatomy.fields[lung], rng)
-    rx, ry = rng.uniform(6, 11, 2)
+    rx, ry = rng.uniform(7, 12, 2)
     angle = np.arctan2(Y - y, X - x)
     edge = 1 + 0.2 * np.sin(3 * angle + rng.uniform(0, 6)) + 0.12 * np.sin(5 * angle + rng.uniform(0, 6))
     distance = np.sqrt(((X - x) / rx) ** 2 + ((Y - y) / ry) ** 2) / edge
-    return rng.uniform(18, 30) * (distance <= 1) * (1 - 0.6 * np.minimum(distance, 1)) * anatomy.fields[lung]
+    mottle = 1 + 0.4 * np.sin(2 * np.pi * (X / 5 + rng.uniform())) * np.sin(2 * np.pi * (Y / 5 + rng.uniform()))
+    shade = mottle * (1 - 0.4 * np.minimum(distance, 1))
+    return rng.uniform(32, 46) * (distance <= 1) * shade * anatomy.fields[lung]
 
 
 def _effusion(anatomy: Anatomy, lung: int, rng: np.random.Generator):
     """Fluid at the base that climbs the lateral wall."""
     bottom = np.nonzero(anatomy.fields[lung])[0].max()
     outward = (X - anatomy.lungs[lung].x) * (-1 if lung == 0 else 1) / anatomy.lungs[lung].rx
-    level = bottom - rng.uniform(5, 12) - 6 * np.maximum(0, outward) ** 2
+    level = bottom - rng.uniform(4, 18) - 6 * np.maximum(0, outward) ** 2
     return rng.uniform(28, 42) * (anatomy.fields[lung] & (level <= Y))
 
 
 def _pneumothorax(anatomy: Anatomy, lung: int, rng: np.random.Generator):
     """Air without vessels outside of a thin pleural line, at the top and the side."""
     shell, inward = anatomy.lungs[lung], (1 if lung == 0 else -1)
-    gap = rng.uniform(5, 9)
+    gap = rng.uniform(5, 12)
     inner = Ellipse(shell.x + inward * gap / 2, shell.y + gap / 2, shell.rx - gap / 2, shell.ry - gap / 2)
     line = Ellipse(inner.x, inner.y, inner.rx + 1, inner.ry + 1)
     region = anatomy.fields[lung] & ~inner.inside(X, Y) & (shell.y + 10 >= Y)
@@ -124,8 +126,8 @@ def _pneumothorax(anatomy: Anatomy, lung: int, rng: np.random.Generator):
 def _nodule(anatomy: Anatomy, lung: int, rng: np.random.Generator):
     """A small round spot."""
     x, y = _inner_point(anatomy.fields[lung], rng)
-    r = rng.uniform(2.5, 4)
-    return rng.uniform(24, 36) * ((X - x) ** 2 + (Y - y) ** 2 <= r * r)
+    r = rng.uniform(3, 4.5)
+    return rng.uniform(46, 62) * ((X - x) ** 2 + (Y - y) ** 2 <= r * r)
 
 
 def _cardiomegaly(anatomy: Anatomy, lung: int, rng: np.random.Generator):
@@ -145,7 +147,7 @@ def _atelectasis(anatomy: Anatomy, lung: int, rng: np.random.Generator):
     tilt = rng.uniform(-0.5, 0.5)
     along, across = (X - x) + tilt * (Y - y), (Y - y) - tilt * (X - x)
     half = rng.uniform(8, 12)
-    return rng.uniform(24, 34) * ((abs(along) <= half) & (abs(across) <= 1.8) & anatomy.fields[lung])
+    return rng.uniform(34, 44) * ((abs(along) <= half) & (abs(across) <= 2.2) & anatomy.fields[lung])
 
 
 def _edema(anatomy: Anatomy, lung: int, rng: np.random.Generator):
@@ -163,11 +165,11 @@ def _edema(anatomy: Anatomy, lung: int, rng: np.random.Generator):
 def _pleural_thickening(anatomy: Anatomy, lung: int, rng: np.random.Generator):
     """A rim along a stretch of the lateral wall."""
     shell = anatomy.lungs[lung]
-    width = rng.uniform(2, 3.5)
+    width = rng.uniform(2.5, 4)
     inner = Ellipse(shell.x, shell.y, shell.rx - width, shell.ry - width)
     lateral = (shell.x - 5 > X) if lung == 0 else (shell.x + 5 < X)
     centre, half = shell.y + rng.uniform(-18, 14), rng.uniform(8, 13)
-    return rng.uniform(26, 38) * (anatomy.fields[lung] & ~inner.inside(X, Y) & lateral & (abs(Y - centre) <= half))
+    return rng.uniform(34, 46) * (anatomy.fields[lung] & ~inner.inside(X, Y) & lateral & (abs(Y - centre) <= half))
 
 
 DRAW = {

@@ -39,10 +39,18 @@ class Finding:
         return self.layer != 0
 
     @cached_property
-    def box(self) -> tuple[float, float, float, float]:
-        """The tight (x0, y0, x1, y1) around the mask, half open."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    def boxes(self) -> tuple[tuple[float, float, float, float], ...]:
+        """The tight (x0, y0, x1, y1) around the mask, half open; of a finding on both sides, one for each."""
+        columns = np.flatnonzero(self.mask.any(0))
+        if self.side != "both":
+            return (_tight_box(self.mask),)
+        halves = np.arange(self.mask.shape[1]) <= (columns[0] + columns[-1]) / 2
+        return _tight_box(self.mask & halves), _tight_box(self.mask & ~halves)
+
+
+def _tight_box(mask: Bool[np.ndarray, "H W"]) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 @dataclass(frozen=True)

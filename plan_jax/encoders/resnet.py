@@ -5,8 +5,13 @@ names map one to one: conv1, bn1 -> stem_conv, stem_norm; layer2.0.conv1, layer2
 stage2_block0/norm1; layer2.0.downsample.0 and .1 -> stage2_block0/downsample_conv and downsample_norm.
 """
 
+import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -36,9 +41,29 @@ def _conv(config: ImageEncoderConfig, features: int, kernel: int, stride: int, *
         padding=((padding, padding), (padding, padding)),  # as torch; SAME pads strided maps unevenly
         use_bias=False,
         dtype=config.dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=_centred_init(config.side_taps),
         name=name,
     )
+
+
+def _centred_init(side_taps: float) -> nn.initializers.Initializer:
+    """He et al.'s initial weights, those of a 3 x 3 kernel beside its centre scaled down and the centre up for it.
+
+    The contrastive losses cannot tell a patch that shows a finding from its neighbour that sees it through a 3 x 3
+    kernel: with equal taps, chance decides where the answer lies, and it stays there. A start at the centre breaks the
+    tie [ours].
+    """
+    he = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **kwargs: Any) -> Array:
+        weights = he(key, shape, dtype, **kwargs)
+        if tuple(shape[:2]) != (3, 3):
+            return weights
+        taps = np.full((3, 3, 1, 1), side_taps)
+        taps[1, 1] = math.sqrt(9 - 8 * side_taps**2)  # the sum of squares stays 9
+        return weights * taps.astype(dtype)
+
+    return init
 
 
 def _norm(config: ImageEncoderConfig, *, train: bool, name: str) -> BatchNorm:

@@ -63,6 +63,11 @@ class Priors:
             raise InputError("grounding priors need training phrases with boxes or masks, got none; build such data")
         return cls(grid=grid, means={key: totals[key] / counts[key] for key in totals})
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What kinds of finding the training split has, in alphabetical order."""
+        return tuple(sorted({category for category, _, _ in self.means if category}))
+
     def maps(
         self, phrase: Phrase, *, example: int, shape: tuple[int, int] | None = None
     ) -> dict[str, Float[np.ndarray, "H W"]]:

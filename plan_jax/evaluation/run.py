@@ -45,7 +45,9 @@ def evaluate(
         return path
     plan, records = Plan.load(workdir), open_split(directory, about["split"])
     if task == "grounding":
-        results, examples = evaluate_grounding(plan, records, open_split(directory, "train"))
+        results, examples, scores = evaluate_grounding(plan, records, open_split(directory, "train"))
+        path.parent.mkdir(exist_ok=True)
+        scores.save(path.with_name("grounding_phrases.npz"))
         title = f"PLAN: grounding maps after {plan.step} steps"
         write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
         save_figure(workdir / "maps.png", examples[:FIGURE])

@@ -1,0 +1,55 @@
+"""The arms of the ablation: the paper's whole form, and the same with one part taken away."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from plan_jax.config import Config, freeze
+from plan_jax.errors import InputError
+
+Fields = dict[str, str | int | float | bool]  # dotted name of a config field -> its value
+
+# Every part of the method as the paper names it, in the form of the default equations of `alignment.reference` [ours].
+PLAN: Fields = {
+    "alignment.rounds": 3,
+    "alignment.history": 0.5,
+    "alignment.evidence": 0.5,
+    "alignment.word_importance": "pair",
+    "alignment.word_keep": 0.5,
+    "alignment.importance": 1.0,
+    "alignment.aggregation": "mean",
+    "alignment.region_norm": True,
+}
+ARMS: dict[str, Fields] = {
+    "plan": PLAN,
+    "static": PLAN | {"alignment.rounds": 0},
+    "global_only": PLAN | {"loss.local_weight": 0.0},
+    "no_history": PLAN | {"alignment.history": 0.0},
+    "no_word_importance": PLAN | {"alignment.word_importance": "uniform"},
+    "no_patch_importance": PLAN | {"alignment.importance": 0.0},
+    "all_words": PLAN | {"alignment.word_keep": 1.0},
+    "default": {},  # the config file as it is
+}
+
+
+def arm_config(base: Config, arm: str) -> Config:
+    """`base` with the fields of an arm, through the configuration's own checks; everything else stays.
+
+    InputError for an unknown arm, or one whose values the configuration refuses.
+    """
+    if arm not in ARMS:
+        near = difflib.get_close_matches(arm, ARMS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "choose some of them"
+        raise InputError(f"an arm must be one of {', '.join(ARMS)}, got {arm!r}; {hint}")
+    config = base
+    for field, value in ARMS[arm].items():
+        config = _replaced(config, field, value)
+    return freeze(ConfigDict(dataclasses.asdict(config)))
+
+
+def _replaced(group: Any, field: str, value: Any) -> Any:
+    """A configuration (or a group of it) with one dotted field changed."""
+    name, _, rest = field.partition(".")
+    return dataclasses.replace(group, **{name: _replaced(getattr(group, name), rest, value) if rest else value})
