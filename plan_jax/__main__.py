@@ -188,6 +188,13 @@ def _add_ground(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")
     parser.add_argument("--phrase", required=True, metavar="TEXT", help='for example "left lower zone opacity"')
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="another finding that may be there, to which the map gives way; may be repeated",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     parser.set_defaults(run=_ground)
 
@@ -196,7 +203,7 @@ def _ground(call: argparse.Namespace) -> int:
     from plan_jax.inference import Plan
     from plan_jax.plots import save_overlay
 
-    found = Plan.load(call.workdir).ground(call.image, call.phrase)
+    found = Plan.load(call.workdir).ground(call.image, call.phrase, against=call.against)
     try:
         save_overlay(call.out, found.image, found.map, phrase=found.phrase, boxes=())
     except OSError as error:

@@ -67,6 +67,7 @@ class TextEncoderConfig:
     intermediate: int = 3072
     max_positions: int = 512
     dropout: float = 0.1
+    context: str = _choice("report", "report", "sentence")  # what a word's feature may depend on [ours]
     last_layers: int = 1  # hidden states summed into the token features: 1 or 4
     dtype: str = _choice("float32", "float32", "bfloat16")
 

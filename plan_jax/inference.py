@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from plan_jax.alignment.reference import grounding_map, soft_regions
+from plan_jax.alignment.reference import compete, grounding_map, soft_regions
 from plan_jax.checkpoint import latest_step, load_variables
 from plan_jax.config import Config, load_config
 from plan_jax.data.image import letterbox_image, read_image
@@ -80,8 +80,13 @@ class Plan:
         squares = np.stack([letterbox_image(_gray(image), self.config.data.image_size)[0] for image in images])
         return self.score(self.encode_images(squares[..., None]), self.encode_texts(phrases))
 
-    def ground(self, image: Image, phrase: str) -> GroundingMap:
+    def ground(self, image: Image, phrase: str, *, against: Sequence[str] = ()) -> GroundingMap:
         """Where `phrase` is in `image`, at the image's own size.
+
+        Args:
+            image: a file (PNG, JPEG, DICOM) or gray levels [H W] uint8.
+            phrase: what to look for.
+            against: other findings that the image may show; the map gives way to theirs (`alignment.compete`).
 
         Raises:
             InputError: the image cannot be read, or the phrase is empty or longer than the text encoder reads.
@@ -91,6 +96,9 @@ class Plan:
         square, letterbox = letterbox_image(gray, self.config.data.image_size)
         features = self.encode_images(square[None, ..., None])
         maps, importance = self.ground_features(features, texts)
+        if against:
+            rivals = self.ground_all(features, self.encode_texts(against))[0]
+            maps = np.asarray(compete(jnp.asarray(maps), jnp.asarray(rivals)[:, None], config=self.config.evaluation))
         words = self._tokens(phrase, truncate=False).words
         return GroundingMap(
             map=letterbox.map_to_original(maps[0]),
@@ -110,9 +118,8 @@ class Plan:
         """Features of texts; one that is longer than the text encoder reads is an error unless `truncate`."""
         _refuse_none(texts)
         tokens = [self._tokens(text, truncate=truncate) for text in texts]
-        columns = tuple(
-            np.stack([getattr(t, name) for t in tokens]) for name in ("token_ids", "word_ids", "token_mask")
-        )
+        names = ("token_ids", "word_ids", "token_mask", "sentence_ids")
+        columns = tuple(np.stack([getattr(t, name) for t in tokens]) for name in names)
         encode = functools.partial(_encode_text, self.variables, config=self.config)
         return _batched(encode, columns, self.config.evaluation.batch_size)
 
@@ -155,8 +162,8 @@ def _encode_image(variables: Any, images: Array, *, config: Config) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _encode_text(variables: Any, token_ids: Array, word_ids: Array, token_mask: Array, *, config: Config) -> Any:
-    return PlanModel(config).apply(variables, token_ids, word_ids, token_mask, method="encode_text")
+def _encode_text(variables: Any, *columns: Array, config: Config) -> Any:
+    return PlanModel(config).apply(variables, *columns, method="encode_text")
 
 
 @functools.partial(jax.jit, static_argnames="config")

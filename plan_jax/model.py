@@ -41,7 +41,8 @@ class PlanModel(nn.Module):
     def __call__(self, batch: Batch, *, train: bool) -> tuple[ImageFeatures, TextFeatures]:
         """Features of a batch of pairs."""
         images = self.encode_image(batch.image, train=train)
-        return images, self.encode_text(batch.token_ids, batch.word_ids, batch.token_mask, train=train)
+        texts = (batch.token_ids, batch.word_ids, batch.token_mask, batch.sentence_ids)
+        return images, self.encode_text(*texts, train=train)
 
     def encode_image(self, image: UInt8[Array, "I H W 1"], *, train: bool = False) -> ImageFeatures:
         """Patch features u_n = normalize(g(v_n)) of the local stage, and the mean of the last stage, projected."""
@@ -69,11 +70,12 @@ class PlanModel(nn.Module):
         token_ids: Int[Array, "R T"],
         word_ids: Int[Array, "R T"],
         token_mask: Bool[Array, "R T"],
+        sentence_ids: Int[Array, "R T"],
         *,
         train: bool = False,
     ) -> TextFeatures:
         """Word features w_l = normalize(f(t_l)), the mean of a word's pieces, and the mean of all pieces, projected."""
-        token = self.text_encoder(token_ids, token_mask, train=train).astype(jnp.float32)
+        token = self.text_encoder(token_ids, token_mask, sentence_ids, train=train).astype(jnp.float32)
         word, mask = merge_pieces(token, word_ids, words=self.config.data.max_words)
         kept = token_mask[..., None].astype(jnp.float32)
         mean = (token * kept).sum(axis=1) / jnp.maximum(kept.sum(axis=1), 1)
@@ -115,6 +117,7 @@ def initial_variables(config: Config, seed: Int[Array, ""] | int) -> Any:
         token_ids=jnp.zeros((1, pieces), jnp.int32),
         word_ids=jnp.full((1, pieces), -1, jnp.int32),
         token_mask=jnp.ones((1, pieces), bool),
+        sentence_ids=jnp.zeros((1, pieces), jnp.int32),
         record=jnp.zeros((1,), jnp.int32),
     )
     return PlanModel(config).init({"params": jax.random.key(seed)}, batch, train=False)

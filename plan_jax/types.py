@@ -17,6 +17,7 @@ class Batch:
         token_ids: word pieces, padded.
         word_ids: index of the word a piece belongs to, -1 for special pieces, punctuation and padding.
         token_mask: True where a piece is real.
+        sentence_ids: index of the sentence a piece belongs to, -1 for padding.
         record: index of the record in its split, so that an error can name it.
     """
 
@@ -24,6 +25,7 @@ class Batch:
     token_ids: Int[Array, "B T"]
     word_ids: Int[Array, "B T"]
     token_mask: Bool[Array, "B T"]
+    sentence_ids: Int[Array, "B T"]
     record: Int[Array, " B"]
 
 

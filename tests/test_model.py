@@ -66,12 +66,14 @@ def encode_image(image, *, config=CONFIG, train=False):
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=oracle.QUICK)
-def _encode_text(variables, token_ids, word_ids, token_mask, config):
-    return PlanModel(config).apply(variables, token_ids, word_ids, token_mask, method="encode_text")
+def _encode_text(variables, *columns, config):
+    return PlanModel(config).apply(variables, *columns, method="encode_text")
 
 
-def encode_text(token_ids=TOKEN_IDS, word_ids=WORD_IDS, token_mask=TOKEN_MASK, *, config=CONFIG):
-    return _encode_text(variables(), *map(jnp.asarray, (token_ids, word_ids, token_mask)), config)
+def encode_text(token_ids=TOKEN_IDS, word_ids=WORD_IDS, token_mask=TOKEN_MASK, *, sentence_ids=None, config=CONFIG):
+    sentence_ids = np.where(token_mask, 0, -1) if sentence_ids is None else sentence_ids
+    columns = (token_ids, word_ids, token_mask, sentence_ids)
+    return _encode_text(variables(), *map(jnp.asarray, columns), config=config)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -166,6 +168,19 @@ def test_what_stands_under_the_padding_never_changes_a_feature():
     jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), dirty, found)
 
 
+def test_with_sentence_context_a_word_does_not_depend_on_other_sentences():
+    """And with report context it does, so that the field changes something."""
+    sentences = np.array([[0, 0, 0, 0, 1, 1, 1, -1, -1], [0] * 3 + [-1] * 6])
+    changed = np.where(sentences == 1, 7, TOKEN_IDS)
+    encoder = dataclasses.replace(CONFIG.text_encoder, context="sentence")
+    own = dataclasses.replace(CONFIG, text_encoder=encoder)
+    first = WORD_IDS[0, :4].max()  # the last word of the first sentence
+    for config, same in ((own, True), (CONFIG, False)):
+        before = encode_text(sentence_ids=sentences, config=config).word[0, first]
+        after = encode_text(changed, sentence_ids=sentences, config=config).word[0, first]
+        assert np.allclose(before, after, atol=1e-6) == same
+
+
 @pytest.mark.parametrize("words", [2, 8])
 def test_more_or_fewer_words_leave_the_features_of_those_they_share(words):
     found = encode_text()
@@ -208,6 +223,7 @@ def test_a_batch_is_its_images_and_its_texts():
         token_ids=jnp.asarray(TOKEN_IDS),
         word_ids=jnp.asarray(WORD_IDS),
         token_mask=jnp.asarray(TOKEN_MASK),
+        sentence_ids=jnp.zeros_like(jnp.asarray(TOKEN_IDS)),
         record=jnp.arange(2),
     )
     features = jax.jit(functools.partial(PlanModel(CONFIG).apply, train=False), compiler_options=oracle.QUICK)

@@ -98,6 +98,16 @@ def test_competition_takes_from_a_map_what_the_others_claim():
     np.testing.assert_array_equal(compete(own, several, config=off), own)
 
 
+def test_a_phrase_grounded_against_others_gives_way_to_their_maps(plan, batch):
+    image = batch[0].image
+    others = ["a cavity", "a bulla on the left"]
+    square, letterbox = letterbox_image(image, plan.config.data.image_size)
+    grids = plan.ground_all(plan.encode_images(square[None, ..., None]), plan.encode_texts(["a nodule", *others]))[0]
+    expected = letterbox.map_to_original(np.asarray(compete(grids[0], grids[1:], config=plan.config.evaluation)))
+    np.testing.assert_allclose(plan.ground(image, "a nodule", against=others).map, expected, atol=1e-5)
+    assert not np.allclose(plan.ground(image, "a nodule").map, expected, atol=1e-3)
+
+
 def test_the_ceiling_is_the_share_of_each_cell_that_the_truth_covers():
     truth = np.zeros((8, 8), bool)
     truth[0:4, 0:6] = True  # of four cells of 4 px: one whole, one half

@@ -37,11 +37,27 @@ def test_pieces_words_and_spans_of_a_text_done_by_hand():
     assert tokens.token_ids.tolist() == [ID[name] for name in names]  # the comma is not in the vocabulary
     assert tokens.word_ids.tolist() == [-1, 0, 1, 1, -1, 2, -1, 3, -1, -1, -1, -1]
     assert tokens.token_mask.tolist() == [True] * 10 + [False] * 2
+    assert tokens.sentence_ids.tolist() == [0] * 10 + [-1] * 2
     assert tokens.words == ("No", "Pneumothorax", "x", "ray")
     assert tokens.spans == ((0, 2), (4, 16), (18, 19), (20, 23))
     assert tokens.cut == 0
     assert tokens.token_ids.dtype == tokens.word_ids.dtype == np.int32
     assert tokens.token_mask.dtype == np.bool_
+
+
+def test_sentences_are_numbered_as_reports_are_cut():
+    text = "no x. pneumothorax ! 3.5 x-ray\n\nno ray"
+    tokens = encode(text, max_tokens=24)
+    first_piece = [list(tokens.word_ids).index(number) for number in range(len(tokens.words))]
+    of_word = tokens.sentence_ids[first_piece].tolist()
+    assert len(split_sentences(text)) == 4
+    assert tokens.words == ("no", "x", "pneumothorax", "3", "5", "x", "ray", "no", "ray")
+    assert of_word == [0, 0, 1, 2, 2, 2, 2, 3, 3]
+    assert tokens.sentence_ids[0] == 0  # [CLS]
+    last = int(tokens.token_mask.sum()) - 1
+    assert tokens.sentence_ids[last] == tokens.sentence_ids[last - 1] == 3  # [SEP]
+    assert (tokens.sentence_ids[last + 1 :] == -1).all()
+    assert encode("", truncate=True).sentence_ids.tolist() == [0, 0] + [-1] * 30
 
 
 def test_an_unknown_word_is_one_piece_that_belongs_to_its_word():

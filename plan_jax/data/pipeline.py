@@ -119,6 +119,7 @@ class _Example(grain.transforms.RandomMap):
             "token_ids": tokens.token_ids,
             "word_ids": tokens.word_ids,
             "token_mask": tokens.token_mask,
+            "sentence_ids": tokens.sentence_ids,
             "record": np.array(index, np.int32),
         }
 

@@ -1,5 +1,6 @@
 """Text to numbers: WordPiece as in BERT (lower case), with the word that every piece belongs to."""
 
+import bisect
 import json
 import re
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from plan_jax.errors import InputError
 
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -28,6 +30,8 @@ class Tokens:
         token_ids: [CLS], word pieces, [SEP], then [PAD].
         word_ids: 0-based index of the word a piece belongs to; -1 for special pieces, punctuation and padding.
         token_mask: True where a piece is real.
+        sentence_ids: 0-based index of the sentence a piece belongs to, [CLS] to the first and [SEP] to the last one;
+            -1 for padding.
         words: the words that were kept, as they stand in the text.
         spans: (start, end) of each word in the text, in characters.
         cut: how many words did not fit.
@@ -36,6 +40,7 @@ class Tokens:
     token_ids: Int32[np.ndarray, " T"]
     word_ids: Int32[np.ndarray, " T"]
     token_mask: Bool[np.ndarray, " T"]
+    sentence_ids: Int32[np.ndarray, " T"]
     words: tuple[str, ...]
     spans: tuple[tuple[int, int], ...]
     cut: int
@@ -93,7 +98,7 @@ class Tokenizer:
         """
         if max_tokens < 3 or max_words < 1:
             raise InputError(f"max_tokens must be at least 3 and max_words 1, got {max_tokens} and {max_words}")
-        ids, word_ids, spans = self._pieces(text)
+        ids, word_ids, sentence_ids, spans = self._pieces(text)
         total = len(spans)
         kept = _fitting(word_ids, max_tokens=max_tokens, max_words=max_words)
         if not truncate:
@@ -102,18 +107,20 @@ class Tokenizer:
         spans = spans[: max(word_ids, default=-1) + 1]
 
         padding = max_tokens - len(ids) - 2
+        sentence_ids = sentence_ids[:kept] or [0]
         token_ids = [self._cls, *ids, self._sep, *[self._pad] * padding]
         return Tokens(
             token_ids=np.array(token_ids, np.int32),
             word_ids=np.array([-1, *word_ids, -1, *[-1] * padding], np.int32),
             token_mask=np.arange(max_tokens) < len(ids) + 2,
+            sentence_ids=np.array([0, *sentence_ids[: len(ids)], sentence_ids[-1], *[-1] * padding], np.int32),
             words=tuple(text[start:end] for start, end in spans),
             spans=tuple(spans),
             cut=total - len(spans),
         )
 
-    def _pieces(self, text: str) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-        """Ids and word of every piece, and the span of every word."""
+    def _pieces(self, text: str) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
+        """Id, word and sentence of every piece, and the span of every word."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -132,7 +139,9 @@ class Tokenizer:
                     spans.append((start, end))
                 current = len(spans) - 1 if is_word else -1
             word_ids.append(current)
-        return encoding.ids, word_ids, spans
+        ends = [cut.end() for cut in SENTENCE_END.finditer(text)]
+        sentence_ids = [bisect.bisect_right(ends, start) for start, _ in encoding.offsets]
+        return encoding.ids, word_ids, sentence_ids, spans
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -153,7 +162,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of a report: cut after . ! ? before a space, and at empty lines; list numbers are dropped."""
-    pieces = re.split(r"(?<=[.!?])\s+|\n\s*\n", text)
+    pieces = SENTENCE_END.split(text)
     sentences = (" ".join(piece.split()) for piece in pieces)
     return [s for s in sentences if any(c.isalnum() for c in s) and not re.fullmatch(r"\d+[.)]", s)]
 

@@ -29,13 +29,13 @@ def _norm(config: TextEncoderConfig, *, name: str) -> nn.LayerNorm:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a report's tokens to its real tokens."""
+    """Multi-head attention of each token (middle axis of `visible`) to those it may see (last axis)."""
 
     config: TextEncoderConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T E"], token_mask: Bool[Array, "B T"], *, train: bool
+        self, x: Float[Array, "B T E"], visible: Bool[Array, "B #T T"], *, train: bool
     ) -> Float[Array, "B T E"]:
         c = self.config
         # Letters of the contractions: a heads, c channels of a head, s the token attended to.
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         logits = jnp.einsum("btac,bsac->bats", query, key, preferred_element_type=jnp.float32)  # [B a T T]
         logits = logits / heads[-1] ** 0.5
         # Replaced and not added to, so that a report of padding only stays finite: its softmax is uniform.
-        logits = jnp.where(token_mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(visible[:, None], logits, jnp.finfo(jnp.float32).min)
         attention = jax.nn.softmax(logits, axis=-1).astype(c.dtype)
         attention = nn.Dropout(c.dropout)(attention, deterministic=not train)
         mixed = jnp.einsum("bats,bsac->btac", attention, value)  # [B T a c]
@@ -58,10 +58,10 @@ class Layer(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, carry, token_mask: Bool[Array, "B T"], keep: Bool[Array, ""]):
+    def __call__(self, carry, visible: Bool[Array, "B #T T"], keep: Bool[Array, ""]):
         c = self.config
         x, total = carry
-        y = SelfAttention(c, name="attention")(x, token_mask, train=self.train)
+        y = SelfAttention(c, name="attention")(x, visible, train=self.train)
         y = nn.Dropout(c.dropout)(y, deterministic=not self.train)
         x = _norm(c, name="attention_norm")(x + y)
         y = nn.gelu(_dense(c, c.intermediate, name="intermediate")(x), approximate=False)
@@ -77,9 +77,17 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_ids: Int[Array, "B T"], token_mask: Bool[Array, "B T"], *, train: bool
+        self,
+        token_ids: Int[Array, "B T"],
+        token_mask: Bool[Array, "B T"],
+        sentence_ids: Int[Array, "B T"] | None = None,
+        *,
+        train: bool,
     ) -> Float[Array, "B T E"]:
         """The sum of the last `config.last_layers` hidden states.
+
+        With config.context "sentence" a token attends to its own sentence only, so that a word means the same in a
+        report, beside other findings, and alone in a phrase; sentence_ids are read then.
 
         What padding holds changes no real token; what comes out at padding is finite and has no meaning. With
         train=True and dropout, apply needs an rng named "dropout". A token id outside the vocabulary gives NaN.
@@ -103,7 +111,12 @@ class Bert(nn.Module):
             length=c.layers,
         )
         keep = jnp.arange(c.layers) >= c.layers - c.last_layers
-        (_, total), _ = layers(c, train, name="layers")((x, jnp.zeros_like(x)), token_mask, keep)
+        visible = token_mask[:, None, :]
+        if c.context == "sentence":
+            if sentence_ids is None:
+                raise InputError('text_encoder.context "sentence" must come with sentence_ids, got none; pass them')
+            visible = visible & (sentence_ids[:, :, None] == sentence_ids[:, None, :])
+        (_, total), _ = layers(c, train, name="layers")((x, jnp.zeros_like(x)), visible, keep)
         return total
 
 
