@@ -27,6 +27,7 @@ def get_config(level: str = "easy"):
     config.image_encoder.local_stage = 1
     config.image_encoder.side_taps = 0.1
 
+    config.text_encoder.context = "sentence"
     config.text_encoder.hidden = 64
     config.text_encoder.layers = 1
     config.text_encoder.heads = 4

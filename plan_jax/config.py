@@ -20,7 +20,7 @@ from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
-SHARES = ("side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
+SHARES = ("early_share", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
 
 
 def _choice(default: str, *choices: str):
@@ -81,6 +81,7 @@ class AlignmentConfig:
     history: float = 0.5  # rho, weight of S_k in S_{k+1}
     evidence: float = 0.5  # gamma, weight of the region in the updated word
     region_temperature: float = 0.1  # tau_region
+    early_temperatures: tuple[float, ...] = ()  # tau_region of equal parts of the first train.early_share of the steps
     word_importance: str = _choice("text", "text", "pair", "uniform")
     word_temperature: float = 0.1  # tau_word, used by word_importance = pair
     word_keep: float = 1.0  # share of a report's words that enter the local similarity
@@ -119,6 +120,7 @@ class TrainConfig:
     """Length of the run and what is written when."""
 
     steps: int = 10000
+    early_share: float = 0.5  # of the steps, in which alignment.early_temperatures are used in turn
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -153,6 +155,20 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def at_step(config: Config, step: int) -> Config:
+    """The configuration of a training step: early steps have a larger tau_region.
+
+    A word's region starts wide, so that every patch takes part, and narrows in a few whole steps. The last part is the
+    configuration itself, which inference uses too.
+    """
+    early, steps = config.alignment.early_temperatures, config.train.early_share * config.train.steps
+    part = int(step / steps * len(early)) if steps else len(early)
+    if part >= len(early):
+        return config
+    alignment = dataclasses.replace(config.alignment, region_temperature=early[part])
+    return dataclasses.replace(config, alignment=alignment)
 
 
 def default_config() -> ConfigDict:
@@ -243,5 +259,8 @@ def _check_range(name: str, value: typing.Any, where: str) -> None:
         if not math.isfinite(value) or value < 0 or (divides and value == 0) or (share and value > 1):
             bound = "above 0" if divides else "from 0 to 1" if share else "at least 0"
             raise InputError(f"{where} must be finite and {bound}, got {value}; change it")
+    elif name == "early_temperatures":
+        if any(type(each) is not float or not math.isfinite(each) or each <= 0 for each in value):
+            raise InputError(f"{where} must be numbers above 0, got {value}; write it as (0.5,0.25) or ()")
     elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
         raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

@@ -37,7 +37,7 @@ DIFFERENCE_TO_PLAN = {
     "static": {"alignment.rounds": 0},
     "global_only": {"loss.local_weight": 0.0},
     "no_history": {"alignment.history": 0.0},
-    "no_word_importance": {"alignment.word_importance": "uniform"},
+    "no_word_importance": {"alignment.word_importance": "uniform", "alignment.word_keep": 1.0},
     "no_patch_importance": {"alignment.importance": 0.0},
     "all_words": {"alignment.word_keep": 1.0},
 }
@@ -113,7 +113,13 @@ def test_plan_is_the_whole_method_and_changes_nothing_else(base):
     assert all(name.startswith("alignment.") for name in changed)
     assert arm_config(base, "plan").alignment.rounds == 3
     assert arm_config(base, "default") == base
-    assert set(ARMS) == {*DIFFERENCE_TO_PLAN, "default"}
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in {*DIFFERENCE_TO_PLAN, "default"}])
+def test_every_other_arm_takes_back_one_choice_of_the_phantoms_configuration(arm):
+    base = read_config(CONFIG)
+    ((name, _, value),) = differing_fields(base, arm_config(base, arm))
+    assert {name: value} == ARMS[arm]
 
 
 def test_an_unknown_arm_is_answered_with_the_nearest_name(base, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plan_jax.config import SHARES, Config, default_config, freeze, load_config, save_config
+from plan_jax.config import SHARES, Config, at_step, default_config, freeze, load_config, save_config
 from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 
@@ -53,7 +53,7 @@ def other_value(name: str, value: object) -> object:
     if isinstance(value, str):
         return "elsewhere" if name == "data.dir" else next(choice for choice in choices(name) if choice != value)
     if isinstance(value, tuple):
-        return (2, 1)
+        return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
     if name.rpartition(".")[2] in SHARES:
         return value / 2 + 0.125  # pyright: ignore[reportOperatorIssue]
     return value + 1 if isinstance(value, int) else value + 0.25  # pyright: ignore[reportOperatorIssue]
@@ -307,3 +307,22 @@ def test_a_config_file_only_changes_fields_that_exist(path):
 
 def calls_more(node: ast.AST) -> bool:
     return isinstance(node, ast.ClassDef) or ast.unparse(node) not in ("default_config()", "get_config()")
+
+
+def test_early_steps_take_the_early_temperatures_in_turn_and_the_rest_the_final_one():
+    config = read_config(PHANTOM, ["--config.train.steps=12", "--config.train.early_share=0.5"])
+    wide = dataclasses.replace(config.alignment, early_temperatures=(0.5, 0.25), region_temperature=0.1)
+    config = dataclasses.replace(config, alignment=wide)
+    found = [at_step(config, step).alignment.region_temperature for step in range(12)]
+    assert found == [0.5] * 3 + [0.25] * 3 + [0.1] * 6
+    assert at_step(config, 6) == at_step(config, 10**6) == config
+    plain = dataclasses.replace(config, alignment=dataclasses.replace(wide, early_temperatures=()))
+    none = dataclasses.replace(config, train=dataclasses.replace(config.train, early_share=0.0))
+    assert at_step(plain, 0) == plain
+    assert at_step(none, 0) == none
+
+
+@pytest.mark.parametrize("value", ["(0.5,0.0)", "(0.5,-1.0)", "(0.5,'a')"])
+def test_an_early_temperature_that_divides_nothing_is_refused(value):
+    with pytest.raises(InputError, match="early_temperatures must be numbers above 0"):
+        read_config(PHANTOM, [f"--config.alignment.early_temperatures={value}"])

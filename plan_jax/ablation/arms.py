@@ -27,10 +27,24 @@ ARMS: dict[str, Fields] = {
     "static": PLAN | {"alignment.rounds": 0},
     "global_only": PLAN | {"loss.local_weight": 0.0},
     "no_history": PLAN | {"alignment.history": 0.0},
-    "no_word_importance": PLAN | {"alignment.word_importance": "uniform"},
+    # All words: with uniform importance, word_keep would keep the first words of a report.
+    "no_word_importance": PLAN | {"alignment.word_importance": "uniform", "alignment.word_keep": 1.0},
     "no_patch_importance": PLAN | {"alignment.importance": 0.0},
     "all_words": PLAN | {"alignment.word_keep": 1.0},
-    "default": {},  # the config file as it is
+    # The config file as it is, and the same with one of its choices taken back.
+    "default": {},
+    "rounds_1": {"alignment.rounds": 1},
+    "rounds_2": {"alignment.rounds": 2},
+    "patch_importance": {"alignment.importance": 1.0},
+    "half_the_words": {"alignment.word_keep": 0.5},
+    "pair_importance": {"alignment.word_importance": "pair"},
+    "uniform_importance": {"alignment.word_importance": "uniform"},
+    "logsumexp": {"alignment.aggregation": "logsumexp"},
+    "plain_region": {"alignment.region_norm": False},
+    "report_context": {"text_encoder.context": "report"},
+    "even_taps": {"image_encoder.side_taps": 1.0},
+    "wide_view": {"image_encoder.block": "basic"},
+    "no_global": {"loss.global_weight": 0.0},
 }
 
 

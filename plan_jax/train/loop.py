@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints
-from plan_jax.config import Config
+from plan_jax.config import Config, at_step
 from plan_jax.data.pipeline import TrainBatches
 from plan_jax.data.records import Split, open_split
 from plan_jax.data.text import Tokenizer
@@ -71,7 +71,7 @@ def _run(
     with MetricsLog(workdir, step=step) as log, StopSignals() as stop, _progress(step, config) as progress:
         while step < config.train.steps and not stop.requested:
             batch = next(batches)
-            state, metrics = train_step(state, batch, model=model, optimizer=optimizer, config=config)
+            state, metrics = train_step(state, batch, model=model, optimizer=optimizer, config=at_step(config, step))
             step += 1
             guard.watch(step, metrics, batch)
             progress.update()
