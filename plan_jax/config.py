@@ -89,6 +89,7 @@ class AlignmentConfig:
     patch_temperature: float = 0.1  # tau_patch
     aggregation: str = _choice("mean", "mean", "logsumexp")  # over words
     aggregation_temperature: float = 0.2
+    map_words: str = _choice("max", "max", "mean")  # how a phrase's words make one map (`grounding_map`)
     region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
 
 

@@ -146,9 +146,9 @@ class Plan:
         cells = np.asarray(_batched(encode, (images,), self.config.evaluation.batch_size))
         return np.einsum("rhwd,rd->rhw", cells[image_of], np.asarray(texts.pooled))
 
-    def with_rounds(self, rounds: int) -> "Plan":
-        """The same model with another number of refinement rounds K."""
-        alignment = dataclasses.replace(self.config.alignment, rounds=rounds)
+    def with_alignment(self, **fields: Any) -> "Plan":
+        """The same model with other values of some fields of `config.alignment`, such as rounds."""
+        alignment = dataclasses.replace(self.config.alignment, **fields)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, alignment=alignment))
 
     def _tokens(self, text: str, *, truncate: bool):
@@ -175,7 +175,8 @@ def _score(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Flo
 def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tuple[Array, Array]:
     def one(patch, word, word_logit, mask):
         regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
-        return grounding_map(regions)[0], regions.word_importance[:, 0]
+        found = grounding_map(regions, mask[:, None], config=config.alignment)
+        return found[0], regions.word_importance[:, 0]
 
     return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
 
@@ -183,7 +184,8 @@ def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tu
 @functools.partial(jax.jit, static_argnames="config")
 def _ground_all(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Float[Array, "I R N"]:
     def one(patch, word, word_logit, mask):
-        return grounding_map(soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment))[0]
+        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
+        return grounding_map(regions, mask[:, None], config=config.alignment)[0]
 
     every = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))
     return every(images.patch, texts.word, texts.word_logit, texts.mask)

@@ -163,8 +163,11 @@ def word_patch_similarity(arrays: Arrays, config: AlignmentConfig) -> np.ndarray
     )
 
 
-def grounding_map(regions: Regions, mask) -> np.ndarray:
-    return sum((regions.word_importance[row] * regions.similarity[row] for row in real_words(mask)), start=0.0)
+def grounding_map(regions: Regions, mask, config: AlignmentConfig) -> np.ndarray:
+    words = real_words(mask)
+    if config.map_words == "mean":
+        return sum((regions.word_importance[row] * regions.similarity[row] for row in words), start=0.0)
+    return np.max([regions.similarity[row] for row in words], axis=0) if words else np.zeros(1)
 
 
 def info_nce(logits, valid) -> float:

@@ -29,6 +29,7 @@ def config_of(row) -> AlignmentConfig:
         rounds=rounds,
         word_importance=word_importance,
         aggregation="logsumexp" if logsumexp else "mean",
+        map_words="mean" if logsumexp else "max",
         region_norm=bool(region_norm),
         importance=float(importance),
         word_keep=0.5 if half_the_words else 1.0,
@@ -67,7 +68,7 @@ each_case = pytest.mark.parametrize("config", CASES)
 def _everything(images, texts, cotangent, config):
     def regions_of(patch, word, word_logit, mask):
         regions = reference.soft_regions(word, patch, word_logit, mask[:, None], config=config)
-        map_ = reference.grounding_map(regions)[0]
+        map_ = reference.grounding_map(regions, mask[:, None], config=config)[0]
         alpha, beta = regions.word_importance[:, 0], regions.patch_importance[0]
         return {"regions": regions.replace(word_importance=alpha, patch_importance=beta), "map": map_}
 
@@ -77,7 +78,7 @@ def _everything(images, texts, cotangent, config):
         member = texts.mask.reshape(-1, 1) & jnp.repeat(jnp.eye(len(texts.mask), dtype=bool), texts.mask.shape[1], 0)
         regions = reference.soft_regions(words[0], patch, words[1], member, config=config)
         z = reference.local_similarity(words[0], patch, words[1], member, config=config)
-        return {"regions": regions, "map": reference.grounding_map(regions), "z": z}
+        return {"regions": regions, "map": reference.grounding_map(regions, member, config=config), "z": z}
 
     of_reports = jax.vmap(regions_of, in_axes=(None, 0, 0, 0))
     of_images = jax.vmap(of_reports, in_axes=(0, None, None, None))
@@ -131,7 +132,7 @@ def test_soft_regions_and_maps_follow_the_equations(config):
         assert_close(1e-5)(regions.attention[mask], expected.attention[mask])
         assert_close(1e-5)(regions.word_importance, expected.word_importance)
         assert_close(1e-5)(regions.patch_importance, expected.patch_importance)
-        assert_close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask) * np.ones(6))
+        assert_close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask, config) * np.ones(6))
 
 
 @each_case

@@ -23,7 +23,7 @@ def batch(phantom_data) -> list[Query]:
 
 @pytest.fixture(scope="module")
 def refined(plan) -> Plan:
-    return plan.with_rounds(2)
+    return plan.with_alignment(rounds=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def maps(refined, batch):
 
 def test_every_readout_is_a_finite_map_of_the_image_size_for_every_query(maps, batch):
     assert set(maps) == {
-        "trained", "round_0", "round_1", "competition", "mirrored", "global_map", "grid_ceiling"
+        "trained", "word_mean", "round_0", "round_1", "competition", "mirrored", "global_map", "grid_ceiling"
     }  # fmt: skip
     for found in maps.values():
         assert [grid.shape for grid in found] == [query.image.shape for query in batch]
@@ -48,7 +48,7 @@ def test_the_plain_readout_is_the_map_that_users_see(refined, maps, batch):
 
 def test_the_readout_after_k_rounds_is_that_of_a_model_with_k_rounds(plan, maps, batch):
     for k in (0, 1):
-        expected = Readouts(plan.with_rounds(k), ()).maps(batch)["trained"]
+        expected = Readouts(plan.with_alignment(rounds=k), ()).maps(batch)["trained"]
         np.testing.assert_allclose(np.stack(maps[f"round_{k}"]), np.stack(expected), atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from plan_jax.config import Config, freeze
 from plan_jax.errors import InputError
 
-Fields = dict[str, str | int | float | bool]  # dotted name of a config field -> its value
+Fields = dict[str, str | int | float | bool | tuple[float, ...]]  # dotted name of a config field -> its value
 
 # Every part of the method as the paper names it, in the form of the default equations of `alignment.reference` [ours].
 PLAN: Fields = {
@@ -42,6 +42,7 @@ ARMS: dict[str, Fields] = {
     "logsumexp": {"alignment.aggregation": "logsumexp"},
     "plain_region": {"alignment.region_norm": False},
     "report_context": {"text_encoder.context": "report"},
+    "one_temperature": {"alignment.early_temperatures": ()},
     "even_taps": {"image_encoder.side_taps": 1.0},
     "wide_view": {"image_encoder.block": "basic"},
     "no_global": {"loss.global_weight": 0.0},

@@ -105,9 +105,16 @@ def local_similarity(
     return jnp.where(some, peak + temperature * jnp.log(jnp.where(some, total, 1.0)), 0.0)
 
 
-def grounding_map(regions: SoftRegions) -> Float[Array, "R N"]:
-    """Where each phrase points: the mean of S_K over its words, weighted by alpha."""
-    return jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
+def grounding_map(regions: SoftRegions, member: Bool[Array, "L R"], *, config: AlignmentConfig) -> Float[Array, "R N"]:
+    """Where each phrase points: in every patch the S_K of the word that fits it best; 0 for a phrase without words.
+
+    `config.map_words` "mean" weights the words by alpha instead, as the plan of the method has it: words that point
+    nowhere ("seen", "left") then blur the map.
+    """
+    if config.map_words == "mean":
+        return jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
+    own = jnp.where(member[:, :, None], regions.similarity[:, None, :], -jnp.inf)  # [L R N]
+    return jnp.where(member.any(axis=0)[:, None], own.max(axis=0), 0.0)
 
 
 def compete(

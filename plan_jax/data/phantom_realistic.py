@@ -1,4 +1,4 @@
-"""Level `realistic`: 96x96, subtle findings where anatomy puts them. NOT SOLVED: here to be worked on, see phantom.py.
+"""Level `realistic`: 96x96, subtle findings where anatomy puts them, in patients who do not stand still.
 
 Every finding keeps to a hard support, which is its exact mask; within it, its gray levels may vary.
 """

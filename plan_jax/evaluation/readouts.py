@@ -47,8 +47,8 @@ class Readouts:
     """All read-outs of one model, by name.
 
     `trained`: the map of `soft_regions`, what `Plan.ground` shows. `round_k`: the same after k < K rounds, where the
-    configuration has rounds. `competition`: against the prompts of all other classes, which it must be told.
-    `mirrored`: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
+    configuration has rounds. `word_mean`: the mean over the words, not the best. `competition`: against the prompts of
+    all other classes, which it must be told. `mirrored`: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
     finding for an answer loses by it. `global_map`: of the global similarity, cell by cell. `grid_ceiling` knows the
     truth: what a perfect answer on the feature grid would score.
     """
@@ -87,7 +87,8 @@ class Readouts:
         own = _take(features, of_query)
         maps = {"trained": plan.ground_features(own, texts)[0]}
         for k in range(plan.config.alignment.rounds):
-            maps[f"round_{k}"] = plan.with_rounds(k).ground_features(own, texts)[0]
+            maps[f"round_{k}"] = plan.with_alignment(rounds=k).ground_features(own, texts)[0]
+        maps["word_mean"] = plan.with_alignment(map_words="mean").ground_features(own, texts)[0]
         if self._prompts is not None:
             every = plan.ground_all(features, self._prompts)  # [I prompts h w]
             maps["competition"] = self._competition(maps["trained"], every, of_query, phrases)
