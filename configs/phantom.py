@@ -35,16 +35,18 @@ def get_config(level: str = "easy"):
 
     config.alignment.dim = 64
     config.alignment.rounds = 0  # no refinement: it gave nothing measurable on phantoms yet
-    config.alignment.early_temperatures = (0.5, 0.25)  # regions start wide
+    config.alignment.early_temperatures = (0.5, 0.25) if level == "realistic" else (0.25, 0.18)  # regions start wide
     config.alignment.region_temperature = 0.125
     config.loss.local_temperature = 0.07
 
     config.optim.learning_rate = 3e-3
     config.optim.warmup_steps = 60
     config.train.steps = 3000
+    config.train.early_share = 0.65
     config.train.checkpoint_every = 200
     # The global feature of a short prompt is unlike that of a report; weights chosen on the tune split.
     config.evaluation.global_weight = 0.1
     config.evaluation.local_weight = 1.0
+    config.evaluation.prompt = "there is {}."  # a bare noun is unlike any sentence that the text encoder has read
     config.evaluation.untrained = True
     return config

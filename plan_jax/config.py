@@ -137,6 +137,7 @@ class EvaluationConfig:
     bootstrap: int = 1000
     global_weight: float = 0.5  # of the cosine of global features in an image-text score
     local_weight: float = 0.5  # of the local similarity in an image-text score
+    prompt: str = "{}"  # the sentence that a phrase is put into before it is grounded, as reports would say it [ours]
     competition: float = 0.5  # eta, how much a map gives way to those of other findings (`competition` read-out) [ours]
     competition_temperature: float = 0.1
     untrained: bool = False  # also score a freshly initialised network
@@ -245,6 +246,10 @@ def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.
         value = float(value)
     if type(value) is not wanted:
         raise InputError(f"{where} must be a {wanted.__name__}, got {value!r}; see plan_jax/config.py")
+    if field.name == "prompt" and value.count("{}") != 1:
+        raise InputError(
+            f"{where} must hold {{}} once, where the phrase goes, got {value!r}; for example 'there is {{}}.'"
+        )
     _check_range(field.name, value, where)
     return value
 

@@ -32,7 +32,7 @@ class GroundingMap:
         map: [H W] similarity in -1..1 at the image's own size.
         image: [H W] uint8, the image as read.
         phrase: the query.
-        words: the words of the phrase.
+        words: the words of the phrase, within the sentence of `evaluation.prompt`.
         word_importance: [L] weight of each word in the map; sums to 1.
         score: similarity of image and phrase, as in `Plan.similarity`.
     """
@@ -91,15 +91,15 @@ class Plan:
         Raises:
             InputError: the image cannot be read, or the phrase is empty or longer than the text encoder reads.
         """
-        texts = self.encode_texts([phrase])
+        texts = self.encode_phrases([phrase])
         gray = _gray(image)
         square, letterbox = letterbox_image(gray, self.config.data.image_size)
         features = self.encode_images(square[None, ..., None])
         maps, importance = self.ground_features(features, texts)
         if against:
-            rivals = self.ground_all(features, self.encode_texts(against))[0]
+            rivals = self.ground_all(features, self.encode_phrases(against))[0]
             maps = np.asarray(compete(jnp.asarray(maps), jnp.asarray(rivals)[:, None], config=self.config.evaluation))
-        words = self._tokens(phrase, truncate=False).words
+        words = self._tokens(self._prompted(phrase), truncate=False).words
         return GroundingMap(
             map=letterbox.map_to_original(maps[0]),
             image=gray,
@@ -122,6 +122,10 @@ class Plan:
         columns = tuple(np.stack([getattr(t, name) for t in tokens]) for name in names)
         encode = functools.partial(_encode_text, self.variables, config=self.config)
         return _batched(encode, columns, self.config.evaluation.batch_size)
+
+    def encode_phrases(self, phrases: Sequence[str]) -> TextFeatures:
+        """Features of phrases to be grounded, each put into the sentence of `evaluation.prompt`."""
+        return self.encode_texts([self._prompted(phrase) for phrase in phrases])
 
     def score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Image-text scores [I R] of features."""
@@ -150,6 +154,11 @@ class Plan:
         """The same model with other values of some fields of `config.alignment`, such as rounds."""
         alignment = dataclasses.replace(self.config.alignment, **fields)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, alignment=alignment))
+
+    def _prompted(self, phrase: str) -> str:
+        if not any(letter.isalnum() for letter in phrase):
+            raise InputError("phrase must contain a word, got none; write at least one letter or digit")
+        return self.config.evaluation.prompt.replace("{}", phrase.strip().removesuffix("."))
 
     def _tokens(self, text: str, *, truncate: bool):
         data = self.config.data

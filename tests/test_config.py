@@ -51,7 +51,8 @@ def other_value(name: str, value: object) -> object:
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
-        return "elsewhere" if name == "data.dir" else next(choice for choice in choices(name) if choice != value)
+        free = {"data.dir": "elsewhere", "evaluation.prompt": "we see {}"}
+        return free[name] if name in free else next(choice for choice in choices(name) if choice != value)
     if isinstance(value, tuple):
         return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
     if name.rpartition(".")[2] in SHARES:
@@ -326,3 +327,9 @@ def test_early_steps_take_the_early_temperatures_in_turn_and_the_rest_the_final_
 def test_an_early_temperature_that_divides_nothing_is_refused(value):
     with pytest.raises(InputError, match="early_temperatures must be numbers above 0"):
         read_config(PHANTOM, [f"--config.alignment.early_temperatures={value}"])
+
+
+@pytest.mark.parametrize("value", ["", "there is it", "{} and {}"])
+def test_a_prompt_without_one_place_for_the_phrase_is_refused(value):
+    with pytest.raises(InputError, match=r"evaluation\.prompt must hold \{\} once"):
+        read_config(PHANTOM, [f"--config.evaluation.prompt={value}"])

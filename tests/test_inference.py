@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,8 +88,8 @@ def test_a_file_of_any_kind_gives_the_map_of_its_pixels(kind, plan, tmp_path):
 def test_a_map_is_told_with_the_words_and_their_weights(plan):
     found = plan.ground(picture(40, 40), "Nodule, in the left-upper zone.")
     assert found.phrase == "Nodule, in the left-upper zone."
-    assert found.words == ("Nodule", "in", "the", "left", "upper", "zone")
-    assert found.word_importance.shape == (6,)
+    assert found.words == ("there", "is", "Nodule", "in", "the", "left", "upper", "zone")
+    assert found.word_importance.shape == (8,)
     assert (found.word_importance >= 0).all()
     assert found.word_importance.sum() == pytest.approx(1, abs=1e-5)
 
@@ -147,8 +148,19 @@ def test_a_phrase_without_a_word_or_too_long_is_refused(phrase, plan):
 
 
 def test_a_phrase_is_never_cut(plan):
-    """24 words are what the tiny configuration reads; the 25th is refused above."""
-    assert len(plan.ground(picture(32, 32), "nodule " * 24).words) == 24
+    """24 words are what the tiny configuration reads, two of them of the prompt; a longer phrase is refused above."""
+    assert len(plan.ground(picture(32, 32), "nodule " * 22).words) == 24
+
+
+def test_a_phrase_is_grounded_as_the_sentence_of_the_prompt(plan):
+    image = picture(32, 32)
+    bare = dataclasses.replace(plan.config.evaluation, prompt="{}")
+    unprompted = dataclasses.replace(plan, config=dataclasses.replace(plan.config, evaluation=bare))
+    found = plan.ground(image, "nodule on the left")
+    same = unprompted.ground(image, "there is nodule on the left.")
+    np.testing.assert_array_equal(found.map, same.map)
+    assert found.words == same.words
+    assert not np.allclose(found.map, unprompted.ground(image, "nodule on the left").map, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_mirrored_readout_is_the_plain_one_of_a_mirrored_image_turned_back(r
 def test_the_global_map_averages_to_the_global_similarity_before_it_is_normalised(plan, batch):
     query = batch[0]
     square = letterbox_image(query.image, plan.config.data.image_size)[0][None, ..., None]
-    texts = plan.encode_texts([query.phrase.text, "a nodule"])
+    texts = plan.encode_phrases([query.phrase.text, "a nodule"])
     maps = plan.global_maps(square, texts, np.array([0, 0]))
     pooled = np.asarray(plan.encode_images(square).pooled)[0]
     expected = np.asarray(texts.pooled) @ pooled
@@ -102,7 +102,7 @@ def test_a_phrase_grounded_against_others_gives_way_to_their_maps(plan, batch):
     image = batch[0].image
     others = ["a cavity", "a bulla on the left"]
     square, letterbox = letterbox_image(image, plan.config.data.image_size)
-    grids = plan.ground_all(plan.encode_images(square[None, ..., None]), plan.encode_texts(["a nodule", *others]))[0]
+    grids = plan.ground_all(plan.encode_images(square[None, ..., None]), plan.encode_phrases(["a nodule", *others]))[0]
     expected = letterbox.map_to_original(np.asarray(compete(grids[0], grids[1:], config=plan.config.evaluation)))
     np.testing.assert_allclose(plan.ground(image, "a nodule", against=others).map, expected, atol=1e-5)
     assert not np.allclose(plan.ground(image, "a nodule").map, expected, atol=1e-3)

@@ -46,11 +46,14 @@ class Query:
 class Readouts:
     """All read-outs of one model, by name.
 
-    `trained`: the map of `soft_regions`, what `Plan.ground` shows. `round_k`: the same after k < K rounds, where the
-    configuration has rounds. `word_mean`: the mean over the words, not the best. `competition`: against the prompts of
-    all other classes, which it must be told. `mirrored`: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
-    finding for an answer loses by it. `global_map`: of the global similarity, cell by cell. `grid_ceiling` knows the
-    truth: what a perfect answer on the feature grid would score.
+    - trained: the map of `soft_regions`, what `Plan.ground` shows.
+    - round_k: the same after k < K rounds, where the configuration has rounds.
+    - word_mean: the mean over the words, not the best.
+    - competition: against the prompts of all other classes, which it must be told.
+    - mirrored: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
+      finding for an answer loses by it.
+    - global_map: of the global similarity, cell by cell.
+    - grid_ceiling: knows the truth; what a perfect answer on the feature grid would score.
     """
 
     def __init__(self, plan: Plan, classes: Sequence[str]):
@@ -83,7 +86,7 @@ class Readouts:
     ) -> dict[str, Maps]:
         plan = self._plan
         features = jax.device_get(plan.encode_images(squares))
-        texts = plan.encode_texts([phrase.text for phrase in phrases])
+        texts = plan.encode_phrases([phrase.text for phrase in phrases])
         own = _take(features, of_query)
         maps = {"trained": plan.ground_features(own, texts)[0]}
         for k in range(plan.config.alignment.rounds):
@@ -92,7 +95,7 @@ class Readouts:
         if self._prompts is not None:
             every = plan.ground_all(features, self._prompts)  # [I prompts h w]
             maps["competition"] = self._competition(maps["trained"], every, of_query, phrases)
-        swapped = plan.encode_texts([swap_sides(phrase.text) for phrase in phrases])
+        swapped = plan.encode_phrases([swap_sides(phrase.text) for phrase in phrases])
         flipped = jax.device_get(plan.encode_images(squares[:, :, ::-1]))
         maps["mirrored"] = plan.ground_features(_take(flipped, of_query), swapped)[0][:, :, ::-1]
         maps["global_map"] = plan.global_maps(squares, texts, of_query)
