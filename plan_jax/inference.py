@@ -75,7 +75,7 @@ class Plan:
         return dataclasses.replace(self, variables=variables, step=0)
 
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
-        """How well every phrase fits every image: [I R], a weighted sum of global and local similarity."""
+        """How well every phrase, as it is, fits every image: [I R], a weighted sum of global and local similarity."""
         _refuse_none(images)
         squares = np.stack([letterbox_image(_gray(image), self.config.data.image_size)[0] for image in images])
         return self.score(self.encode_images(squares[..., None]), self.encode_texts(phrases))
@@ -106,7 +106,7 @@ class Plan:
             phrase=phrase,
             words=words,
             word_importance=importance[0][: len(words)],
-            score=float(self.score(features, texts)[0, 0]),
+            score=float(self.score(features, self.encode_texts([phrase]))[0, 0]),
         )
 
     def encode_images(self, images: np.ndarray) -> ImageFeatures:

@@ -160,7 +160,7 @@ def test_a_phrase_is_grounded_as_the_sentence_of_the_prompt(plan):
     same = unprompted.ground(image, "there is nodule on the left.")
     np.testing.assert_array_equal(found.map, same.map)
     assert found.words == same.words
-    assert not np.allclose(found.map, unprompted.ground(image, "nodule on the left").map, atol=1e-4)
+    assert unprompted.ground(image, "nodule on the left").words == found.words[2:]
 
 
 @pytest.mark.parametrize(
