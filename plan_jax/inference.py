@@ -158,7 +158,8 @@ class Plan:
     def _prompted(self, phrase: str) -> str:
         if not any(letter.isalnum() for letter in phrase):
             raise InputError("phrase must contain a word, got none; write at least one letter or digit")
-        return self.config.evaluation.prompt.replace("{}", phrase.strip().removesuffix("."))
+        prompt = self.config.evaluation.prompt
+        return prompt.replace("{}", phrase.strip().removesuffix(".") if prompt.endswith(".") else phrase)
 
     def _tokens(self, text: str, *, truncate: bool):
         data = self.config.data
