@@ -161,7 +161,7 @@ def one_finding(box, *, size: int, cells: int) -> Phantoms:
     share = np.zeros((2, cells, cells, 1), np.float32)
     share[0, 0, 0] = 1
     image = np.zeros((2, size, size, 1), np.uint8)
-    return Phantoms(image, share, ((0, 0, box),), Letterbox.fit(size, size, size))
+    return Phantoms(image, share, ((0, 0, (box,)),), Letterbox.fit(size, size, size))
 
 
 def test_the_ceiling_of_the_grid_is_that_of_a_box_worked_by_hand():
@@ -190,7 +190,11 @@ def test_presence_is_scored_by_the_highest_patch_and_says_what_a_class_is_taken_
     """Class 0 is in images 0 and 1; it answers to image 2, which shows class 1, and not to image 3, of class 2."""
     share = np.zeros((4, 2, 2, 3), np.float32)
     share[[0, 1, 2, 3], 0, 0, [0, 0, 1, 2]] = 1
-    findings = ((0, 0, (0.0, 0.0, 1.0, 1.0)), (1, 0, (0.0, 0.0, 1.0, 1.0)), (2, 1, (0.0, 0.0, 2.0, 2.0)))
+    findings = (
+        (0, 0, ((0.0, 0.0, 1.0, 1.0),)),
+        (1, 0, ((0.0, 0.0, 1.0, 1.0),)),
+        (2, 1, ((0.0, 0.0, 2.0, 2.0),)),
+    )
     logits = np.zeros((4, 2, 2, 3), np.float32)
     logits[0, 0, 0, 0], logits[1, 0, 0, 0], logits[2, 1, 1, 0], logits[3, :, :, 0] = 3, 1, 2, -1
     phantoms = Phantoms(np.zeros((4, 2, 2, 1), np.uint8), share, findings, Letterbox.fit(2, 2, 2))
