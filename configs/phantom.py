@@ -37,6 +37,7 @@ def get_config(level: str = "easy"):
     config.alignment.rounds = 0  # no refinement: it gave nothing measurable on phantoms yet
     config.alignment.early_temperatures = (0.5, 0.25) if level == "realistic" else (0.25, 0.18)  # regions start wide
     config.alignment.region_temperature = 0.125
+    config.alignment.map_spread = 1.0
     config.loss.local_temperature = 0.07
 
     config.optim.learning_rate = 3e-3

@@ -20,7 +20,7 @@ from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
-SHARES = ("early_share", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
+SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
 
 
 def _choice(default: str, *choices: str):
@@ -90,6 +90,7 @@ class AlignmentConfig:
     aggregation: str = _choice("mean", "mean", "logsumexp")  # over words
     aggregation_temperature: float = 0.2
     map_words: str = _choice("max", "max", "mean")  # how a phrase's words make one map (`grounding_map`)
+    map_spread: float = 0.0  # sigma in patches of the Gaussian mean that every map is given; 0 is none
     region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
 
 
@@ -122,6 +123,7 @@ class TrainConfig:
 
     steps: int = 10000
     early_share: float = 0.5  # of the steps, in which alignment.early_temperatures are used in turn
+    rounds_from: float = 0.0  # share of the steps after which the refinement rounds begin; inference always has them
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -160,16 +162,18 @@ class Config:
 
 
 def at_step(config: Config, step: int) -> Config:
-    """The configuration of a training step: early steps have a larger tau_region.
+    """The configuration of a training step: early steps may have a larger tau_region, and no rounds.
 
     A word's region starts wide, so that every patch takes part, and narrows in a few whole steps. The last part is the
     configuration itself, which inference uses too.
     """
-    early, steps = config.alignment.early_temperatures, config.train.early_share * config.train.steps
+    alignment, train = config.alignment, config.train
+    early, steps = alignment.early_temperatures, train.early_share * train.steps
     part = int(step / steps * len(early)) if steps else len(early)
-    if part >= len(early):
-        return config
-    alignment = dataclasses.replace(config.alignment, region_temperature=early[part])
+    if part < len(early):
+        alignment = dataclasses.replace(alignment, region_temperature=early[part])
+    if step < train.rounds_from * train.steps:
+        alignment = dataclasses.replace(alignment, rounds=0)
     return dataclasses.replace(config, alignment=alignment)
 
 

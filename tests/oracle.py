@@ -165,9 +165,21 @@ def word_patch_similarity(arrays: Arrays, config: AlignmentConfig) -> np.ndarray
 
 def grounding_map(regions: Regions, mask, config: AlignmentConfig) -> np.ndarray:
     words = real_words(mask)
+    if not words:
+        return np.zeros(regions.similarity.shape[1])
     if config.map_words == "mean":
-        return sum((regions.word_importance[row] * regions.similarity[row] for row in words), start=0.0)
-    return np.max([regions.similarity[row] for row in words], axis=0) if words else np.zeros(1)
+        return spread(sum(regions.word_importance[row] * regions.similarity[row] for row in words), config.map_spread)
+    return spread(np.array([max(0.0, *column) for column in regions.similarity[words].T]), config.map_spread)
+
+
+def spread(row: np.ndarray, sigma: float) -> np.ndarray:
+    """The Gaussian mean over the patches of a square grid, as it is written down."""
+    side = round(len(row) ** 0.5)
+    place = [(n // side, n % side) for n in range(len(row))]
+    if sigma == 0:
+        return row
+    weight = [[math.exp(-((y - b) ** 2 + (x - a) ** 2) / (2 * sigma**2)) for b, a in place] for y, x in place]
+    return np.array([sum(w * s for w, s in zip(each, row, strict=True)) / sum(each) for each in weight])
 
 
 def info_nce(logits, valid) -> float:

@@ -1,5 +1,6 @@
 """The alignment, in both implementations, against the oracle, its derivatives and what must not change it."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -19,12 +20,12 @@ IMPLEMENTATIONS = {"reference": reference.word_patch_similarity, "scan": scan.wo
 # Four reports of five words: whole, with padding inside and at the end, of one word, without words.
 MASK = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 EMPTY = 3
-ARRAYS = oracle.random_arrays(0, 2, MASK, patches=6, dim=4)
+ARRAYS = oracle.random_arrays(0, 2, MASK, patches=9, dim=4)
 
 
 def config_of(row) -> AlignmentConfig:
     """No two temperatures are equal, so that a swap shows."""
-    rounds, word_importance, logsumexp, region_norm, importance, half_the_words, history = row
+    rounds, word_importance, logsumexp, region_norm, importance, half_the_words, history, spread = row
     return AlignmentConfig(
         rounds=rounds,
         word_importance=word_importance,
@@ -35,6 +36,7 @@ def config_of(row) -> AlignmentConfig:
         word_keep=0.5 if half_the_words else 1.0,
         history=0.5 * history,
         evidence=0.7,
+        map_spread=0.8 * spread,
         region_temperature=0.125,
         word_temperature=0.3,
         patch_temperature=0.25,
@@ -44,21 +46,21 @@ def config_of(row) -> AlignmentConfig:
 
 # Every two settings of two columns occur together.
 ROWS = [
-    (0, "text", 1, 0, 0, 0, 1),
-    (0, "pair", 0, 0, 1, 0, 1),
-    (0, "uniform", 1, 1, 1, 1, 0),
-    (1, "text", 1, 1, 1, 1, 1),
-    (1, "pair", 0, 0, 0, 1, 0),
-    (1, "uniform", 0, 0, 1, 0, 1),
-    (2, "text", 1, 0, 1, 1, 0),
-    (2, "pair", 1, 1, 0, 0, 0),
-    (2, "uniform", 0, 1, 0, 1, 1),
-    (3, "text", 0, 1, 0, 0, 0),
-    (3, "pair", 1, 0, 0, 1, 1),
-    (3, "uniform", 1, 1, 1, 0, 1),
-    (4, "text", 0, 0, 1, 0, 1),
-    (4, "pair", 0, 1, 1, 1, 0),
-    (4, "uniform", 1, 0, 0, 0, 0),
+    (0, "text", 1, 0, 0, 0, 1, 0),
+    (0, "pair", 0, 0, 1, 0, 1, 0),
+    (0, "uniform", 1, 1, 1, 1, 0, 1),
+    (1, "text", 1, 1, 1, 1, 1, 0),
+    (1, "pair", 0, 0, 0, 1, 0, 0),
+    (1, "uniform", 0, 0, 1, 0, 1, 1),
+    (2, "text", 1, 0, 1, 1, 0, 0),
+    (2, "pair", 1, 1, 0, 0, 0, 0),
+    (2, "uniform", 0, 1, 0, 1, 1, 1),
+    (3, "text", 0, 1, 0, 0, 0, 0),
+    (3, "pair", 1, 0, 0, 1, 1, 1),
+    (3, "uniform", 1, 1, 1, 0, 1, 1),
+    (4, "text", 0, 0, 1, 0, 1, 1),
+    (4, "pair", 0, 1, 1, 1, 0, 1),
+    (4, "uniform", 1, 0, 0, 0, 0, 0),
 ]
 CASES = [pytest.param(config_of(row), id="-".join(map(str, row))) for row in ROWS]
 each_case = pytest.mark.parametrize("config", CASES)
@@ -132,7 +134,7 @@ def test_soft_regions_and_maps_follow_the_equations(config):
         assert_close(1e-5)(regions.attention[mask], expected.attention[mask])
         assert_close(1e-5)(regions.word_importance, expected.word_importance)
         assert_close(1e-5)(regions.patch_importance, expected.patch_importance)
-        assert_close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask, config) * np.ones(6))
+        assert_close(1e-5)(found["map"][i, r], oracle.grounding_map(expected, mask, config))
 
 
 @each_case
@@ -151,7 +153,7 @@ def test_reports_in_one_list_of_words_are_what_each_is_alone(config):
     real = MASK.reshape(-1)
     for field in ("similarity", "attention"):  # [I R L N] alone, [I R*L N] together
         assert_close(1e-6)(
-            getattr(together["regions"], field)[:, real], getattr(alone, field).reshape(2, len(real), 6)[:, real]
+            getattr(together["regions"], field)[:, real], getattr(alone, field).reshape(2, len(real), 9)[:, real]
         )
     own = np.repeat(np.eye(4), 5, axis=0)  # [R*L R]
     assert_close(1e-6)(together["regions"].word_importance, alone.word_importance.reshape(2, len(real), 1) * own)
@@ -244,7 +246,8 @@ def test_permuting_images_and_reports_permutes_the_scores(config):
 
 @each_case
 def test_permuting_patches_permutes_the_attention_and_leaves_the_scores(config):
-    patches = np.array([3, 0, 5, 1, 4, 2])
+    config = dataclasses.replace(config, map_spread=0.0)  # which knows where a patch is
+    patches = np.array([3, 0, 8, 5, 1, 7, 4, 2, 6])
     before = everything(ARRAYS, config)
     after = everything(ARRAYS._replace(patch=ARRAYS.patch[:, patches]), config)
     for name in IMPLEMENTATIONS:
@@ -296,8 +299,9 @@ def problems(draw):
     reports, words = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     mask = draw(st.lists(st.lists(st.booleans(), min_size=words, max_size=words), min_size=reports, max_size=reports))
     row = [draw(st.integers(0, 4)), draw(st.sampled_from(["text", "pair", "uniform"]))]
-    config = config_of(row + [draw(st.integers(0, 1)) for _ in range(5)])
-    images, patches, dim = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(2, 4))
+    config = config_of(row + [draw(st.integers(0, 1)) for _ in range(6)])
+    images, side, dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    patches = side**2 if config.map_spread else draw(st.integers(1, 5))
     return oracle.random_arrays(draw(st.integers(0, 99)), images, mask, patches=patches, dim=dim), config
 
 

@@ -323,6 +323,15 @@ def test_early_steps_take_the_early_temperatures_in_turn_and_the_rest_the_final_
     assert at_step(none, 0) == none
 
 
+def test_the_rounds_begin_after_their_share_of_the_steps_and_inference_always_has_them():
+    config = read_config(PHANTOM, ["--config.train.steps=10", "--config.train.rounds_from=0.35"])
+    config = dataclasses.replace(config, alignment=dataclasses.replace(config.alignment, rounds=2))
+    assert [at_step(config, step).alignment.rounds for step in range(10)] == [0] * 4 + [2] * 6
+    assert at_step(config, 10**6) == config
+    never = dataclasses.replace(config, train=dataclasses.replace(config.train, rounds_from=1.0))
+    assert at_step(never, 9).alignment.rounds == 0
+
+
 @pytest.mark.parametrize("value", ["(0.5,0.0)", "(0.5,-1.0)", "(0.5,'a')"])
 def test_an_early_temperature_that_divides_nothing_is_refused(value):
     with pytest.raises(InputError, match="early_temperatures must be numbers above 0"):

@@ -1,4 +1,4 @@
-"""The arms of the ablation: the paper's whole form, and the same with one part taken away."""
+"""The arms of the ablation: the method with all of its parts, the config file's form, and each with one change."""
 
 import dataclasses
 import difflib
@@ -11,16 +11,12 @@ from plan_jax.errors import InputError
 
 Fields = dict[str, str | int | float | bool | tuple[float, ...]]  # dotted name of a config field -> its value
 
-# Every part of the method as the paper names it, in the form of the default equations of `alignment.reference` [ours].
+# Every part of the method that the paper names, switched on, on top of the config file: in forms that learn [ours].
 PLAN: Fields = {
-    "alignment.rounds": 3,
-    "alignment.history": 0.5,
-    "alignment.evidence": 0.5,
-    "alignment.word_importance": "pair",
+    "alignment.rounds": 2,
+    "alignment.word_importance": "text",
     "alignment.word_keep": 0.5,
     "alignment.importance": 1.0,
-    "alignment.aggregation": "mean",
-    "alignment.region_norm": True,
 }
 ARMS: dict[str, Fields] = {
     "plan": PLAN,
@@ -31,10 +27,9 @@ ARMS: dict[str, Fields] = {
     "no_word_importance": PLAN | {"alignment.word_importance": "uniform", "alignment.word_keep": 1.0},
     "no_patch_importance": PLAN | {"alignment.importance": 0.0},
     "all_words": PLAN | {"alignment.word_keep": 1.0},
-    # The config file as it is, and the same with one of its choices taken back.
+    # The config file as it is.
     "default": {},
-    "rounds_1": {"alignment.rounds": 1},
-    "rounds_2": {"alignment.rounds": 2},
+    # With one of its choices taken back.
     "patch_importance": {"alignment.importance": 1.0},
     "half_the_words": {"alignment.word_keep": 0.5},
     "pair_importance": {"alignment.word_importance": "pair"},
@@ -46,6 +41,12 @@ ARMS: dict[str, Fields] = {
     "even_taps": {"image_encoder.side_taps": 1.0},
     "wide_view": {"image_encoder.block": "basic"},
     "no_global": {"loss.global_weight": 0.0},
+    # With refinement rounds, in the ways that were tried to make them help.
+    "rounds_1": {"alignment.rounds": 1},
+    "rounds_2": {"alignment.rounds": 2},
+    "deep_rounds": {"alignment.rounds": 2, "loss.deep_supervision": 1.0},
+    "late_rounds": {"alignment.rounds": 2, "train.rounds_from": 0.65},
+    "late_gentle_rounds": {"alignment.rounds": 2, "train.rounds_from": 0.65, "alignment.evidence": 0.25},
 }
 
 

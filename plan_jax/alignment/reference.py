@@ -11,8 +11,11 @@ Equations follow PLAN (arXiv 2502.18047) as far as its abstract states them [pap
 reconstruction [ours]. Letters: N patches, L words, R reports, D joint dimension, K rounds.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from plan_jax.config import AlignmentConfig, EvaluationConfig
@@ -106,15 +109,37 @@ def local_similarity(
 
 
 def grounding_map(regions: SoftRegions, member: Bool[Array, "L R"], *, config: AlignmentConfig) -> Float[Array, "R N"]:
-    """Where each phrase points: in every patch the S_K of the word that fits it best; 0 for a phrase without words.
+    """Where each phrase points: in every patch the S_K of the word that fits it best, 0 where none fits [ours].
 
     `config.map_words` "mean" weights the words by alpha instead, as the plan of the method has it: words that point
-    nowhere ("seen", "left") then blur the map.
+    nowhere ("seen", "left") then blur the map. `config.map_spread` then takes out what single patches make up.
     """
     if config.map_words == "mean":
-        return jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
-    own = jnp.where(member[:, :, None], regions.similarity[:, None, :], -jnp.inf)  # [L R N]
-    return jnp.where(member.any(axis=0)[:, None], own.max(axis=0), 0.0)
+        found = jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
+    else:
+        own = jnp.where(member[:, :, None], regions.similarity[:, None, :], 0.0)  # [L R N]
+        found = jnp.max(own, axis=0, initial=0.0)  # below 0 a word does not fit, however little
+    return spread(found, sigma=config.map_spread)
+
+
+def spread(maps: Float[Array, "M N"], *, sigma: float) -> Float[Array, "M N"]:
+    """Every patch of a square grid hears its neighbours: the mean around it, weighted by a Gaussian [ours].
+
+    `sigma` is in patches; 0 leaves the maps as they are. At the border the weights inside the grid sum to 1.
+
+    Raises:
+        ValueError: the grid is not square.
+    """
+    if not sigma:
+        return maps
+    side = math.isqrt(maps.shape[1])
+    if side * side != maps.shape[1]:
+        raise ValueError(f"the patches must form a square, got {maps.shape[1]}; feed square images or set sigma to 0")
+    place = np.arange(side)
+    weight = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
+    weight = jnp.asarray(weight / weight.sum(axis=1, keepdims=True), jnp.float32)  # [h h], as [w w]
+    grid = maps.reshape(-1, side, side)  # [M h w]
+    return jnp.einsum("ij,mjk,lk->mil", weight, grid, weight).reshape(maps.shape)
 
 
 def compete(

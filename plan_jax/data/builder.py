@@ -74,9 +74,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Everything below speaks TFDS.
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, description=self.summary, features=features(), disable_shuffling=True
-        )
+        return _LocalInfo(builder=self, description=self.summary, features=features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
@@ -123,6 +121,13 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise InputError(f"split {split} must hold at least one record, got 0; give a larger --size or more data")
         patients = sum(s == split for s in self._patients.values())
         self.split_counts[split] = {"records": count, "patients": patients}
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+    """What TFDS knows of a data set that is made here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks no server for what is published of this data set; TFDS would, and would leave a temporary folder."""
 
 
 def _write_shards(examples: Iterable[dict], *, features, name) -> tuple[list[int], int]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from plan_jax.alignment.reference import compete
+from plan_jax.alignment.reference import compete, spread
 from plan_jax.data.image import letterbox_image
 from plan_jax.data.records import Phrase
 from plan_jax.evaluation.priors import resize_map
@@ -52,7 +52,7 @@ class Readouts:
     - competition: against the prompts of all other classes, which it must be told.
     - mirrored: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
       finding for an answer loses by it.
-    - global_map: of the global similarity, cell by cell.
+    - global_map: of the global similarity, cell by cell, cleaned as the others are.
     - grid_ceiling: knows the truth; what a perfect answer on the feature grid would score.
     """
 
@@ -98,8 +98,13 @@ class Readouts:
         swapped = plan.encode_phrases([swap_sides(phrase.text) for phrase in phrases])
         flipped = jax.device_get(plan.encode_images(squares[:, :, ::-1]))
         maps["mirrored"] = plan.ground_features(_take(flipped, of_query), swapped)[0][:, :, ::-1]
-        maps["global_map"] = plan.global_maps(squares, texts, of_query)
+        maps["global_map"] = self._cleaned(plan.global_maps(squares, texts, of_query))
         return maps
+
+    def _cleaned(self, maps: Maps) -> Maps:
+        """As `grounding_map` does: 0 where a cell speaks against the phrase, then spread."""
+        flat = jnp.maximum(jnp.asarray(maps).reshape(len(maps), -1), 0.0)
+        return np.asarray(spread(flat, sigma=self._plan.config.alignment.map_spread)).reshape(maps.shape)
 
     def _competition(
         self, maps: Maps, every: Float[np.ndarray, "I P h w"], of_query: np.ndarray, phrases: list[Phrase]
