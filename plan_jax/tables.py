@@ -7,8 +7,8 @@ Layout of RUN/results/TASK.json, where an interval is {"value", "low", "high"} (
     grounding       cnr_signed, pointing, own_above_others, auroc, miou_raw, miou_minmax, cnr_abs (macro over the
                     classes); "per_class": {class: METRICS}; "with_location", "without_location": METRICS and "n";
                     other read-outs (`plan_jax.evaluation.readouts`): "round_0" ... "round_{K-1}", "word_mean",
-                    "competition", "mirrored", "global_map", "untrained": METRICS; what it must beat: "chance",
-                    "centre_prior", "phrase_blind_prior", "image_blind_type_prior", "image_blind_prior",
+                    "not_spread", "competition", "mirrored", "global_map", "untrained": METRICS; what it must beat:
+                    "chance", "centre_prior", "phrase_blind_prior", "image_blind_type_prior", "image_blind_prior",
                     "image_blind_told_prior", and "grid_ceiling": METRICS;
                     "lead": {prior: the model's metric less the prior's, paired by phrase}
     retrieval       r@1_image_to_text ... r@10_text_to_image, median_rank_image_to_text, median_rank_text_to_image;
@@ -69,6 +69,7 @@ RETRIEVAL = (
 ZERO_SHOT = (Column("AUROC", "auroc", 3), Column("accuracy", "accuracy", 3), Column("F1", "f1", 3))
 METHODS = {
     "word_mean": "trained, mean over the words",
+    "not_spread": "trained, map not spread",
     "competition": "trained, against the other findings' prompts",
     "mirrored": "trained, mirrored image and side words",
     "global_map": "trained, map of the global similarity",

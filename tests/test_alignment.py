@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from plan_jax.alignment import reference, scan
 from plan_jax.config import AlignmentConfig
+from plan_jax.types import SoftRegions
 
 IMPLEMENTATIONS = {"reference": reference.word_patch_similarity, "scan": scan.word_patch_similarity}
 
@@ -568,3 +569,19 @@ def test_words_are_selected_in_each_report_by_its_own_number_of_words():
     importance = jnp.array([[0.1, 0.4, 0.3, 0.2, 0, 0, 0], [0, 0, 0, 0, 0.2, 0.8, 0]]).T
     weight = reference.select_words(importance, member, keep=0.5)
     assert_close(1e-6)(weight.T, [[0, 4 / 7, 3 / 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]])
+
+
+def test_spreading_keeps_a_flat_map_flat_and_refuses_a_grid_that_is_not_square():
+    flat = np.full((2, 9), 0.3)
+    assert_close(1e-6)(reference.spread(jnp.asarray(flat), sigma=1.5), flat)
+    assert_close(0)(reference.spread(jnp.asarray(ARRAYS.patch[0].T), sigma=0.0), ARRAYS.patch[0].T)
+    with pytest.raises(ValueError, match="must form a square, got 6"):
+        reference.spread(jnp.zeros((1, 6)), sigma=1.0)
+
+
+def test_a_word_that_fits_nowhere_leaves_the_map_at_zero():
+    similarity = jnp.asarray([[-0.5, -0.1, 0.2, -0.9], [-0.4, -0.2, -0.3, 0.1], [0.9, 0.9, 0.9, 0.9]])
+    regions = SoftRegions(similarity, jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.zeros((2, 4)))
+    member = jnp.asarray([[True, False], [True, False], [False, False]])  # the third is padding
+    found = reference.grounding_map(regions, member, config=AlignmentConfig(map_words="max"))
+    assert_close(1e-7)(found, [[0, 0, 0.2, 0.1], [0, 0, 0, 0]])

@@ -33,7 +33,8 @@ def maps(refined, batch):
 
 def test_every_readout_is_a_finite_map_of_the_image_size_for_every_query(maps, batch):
     assert set(maps) == {
-        "trained", "word_mean", "round_0", "round_1", "competition", "mirrored", "global_map", "grid_ceiling"
+        "trained", "word_mean", "not_spread", "round_0", "round_1", "competition", "mirrored", "global_map",
+        "grid_ceiling",
     }  # fmt: skip
     for found in maps.values():
         assert [grid.shape for grid in found] == [query.image.shape for query in batch]
@@ -50,6 +51,13 @@ def test_the_readout_after_k_rounds_is_that_of_a_model_with_k_rounds(plan, maps,
     for k in (0, 1):
         expected = Readouts(plan.with_alignment(rounds=k), ()).maps(batch)["trained"]
         np.testing.assert_allclose(np.stack(maps[f"round_{k}"]), np.stack(expected), atol=1e-5)
+
+
+def test_the_readout_that_is_not_spread_is_that_of_a_model_without_it_and_has_the_higher_peak(refined, maps, batch):
+    plain = Readouts(refined.with_alignment(map_spread=0.0), ()).maps(batch)
+    np.testing.assert_allclose(np.stack(maps["not_spread"]), np.stack(plain["trained"]), atol=1e-5)
+    assert "not_spread" not in plain
+    assert np.stack(maps["not_spread"]).max() > np.stack(maps["trained"]).max()
 
 
 def test_the_mirrored_readout_is_the_plain_one_of_a_mirrored_image_turned_back(refined, maps, batch):

@@ -49,6 +49,7 @@ class Readouts:
     - trained: the map of `soft_regions`, what `Plan.ground` shows.
     - round_k: the same after k < K rounds, where the configuration has rounds.
     - word_mean: the mean over the words, not the best.
+    - not_spread: without `alignment.map_spread`, where the configuration has it.
     - competition: against the prompts of all other classes, which it must be told.
     - mirrored: of the image and the side words turned round, turned back; a network that asks the anatomy and not the
       finding for an answer loses by it.
@@ -92,6 +93,8 @@ class Readouts:
         for k in range(plan.config.alignment.rounds):
             maps[f"round_{k}"] = plan.with_alignment(rounds=k).ground_features(own, texts)[0]
         maps["word_mean"] = plan.with_alignment(map_words="mean").ground_features(own, texts)[0]
+        if plan.config.alignment.map_spread:
+            maps["not_spread"] = plan.with_alignment(map_spread=0.0).ground_features(own, texts)[0]
         if self._prompts is not None:
             every = plan.ground_all(features, self._prompts)  # [I prompts h w]
             maps["competition"] = self._competition(maps["trained"], every, of_query, phrases)
