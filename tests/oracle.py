@@ -169,7 +169,8 @@ def grounding_map(regions: Regions, mask, config: AlignmentConfig) -> np.ndarray
         return np.zeros(regions.similarity.shape[1])
     if config.map_words == "mean":
         return spread(sum(regions.word_importance[row] * regions.similarity[row] for row in words), config.map_spread)
-    return spread(np.array([max(0.0, *column) for column in regions.similarity[words].T]), config.map_spread)
+    chosen = selected_words(regions.word_importance, mask, config.word_keep)
+    return spread(np.array([max(0.0, *column) for column in regions.similarity[chosen].T]), config.map_spread)
 
 
 def spread(row: np.ndarray, sigma: float) -> np.ndarray:

@@ -550,7 +550,7 @@ def test_the_words_of_largest_importance_are_kept_and_weigh_one_together(keep, w
 
 
 def selected(importance, mask, keep):
-    return reference.select_words(importance[:, None], mask[:, None], keep=keep)[:, 0]
+    return reference.selected_importance(importance[:, None], mask[:, None], keep=keep)[:, 0]
 
 
 def test_of_equally_important_words_the_first_are_kept():
@@ -567,7 +567,7 @@ def test_of_no_words_none_is_kept():
 def test_words_are_selected_in_each_report_by_its_own_number_of_words():
     member = jnp.array([[1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0]], bool).T
     importance = jnp.array([[0.1, 0.4, 0.3, 0.2, 0, 0, 0], [0, 0, 0, 0, 0.2, 0.8, 0]]).T
-    weight = reference.select_words(importance, member, keep=0.5)
+    weight = reference.selected_importance(importance, member, keep=0.5)
     assert_close(1e-6)(weight.T, [[0, 4 / 7, 3 / 7, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]])
 
 
@@ -579,9 +579,12 @@ def test_spreading_keeps_a_flat_map_flat_and_refuses_a_grid_that_is_not_square()
         reference.spread(jnp.zeros((1, 6)), sigma=1.0)
 
 
-def test_a_word_that_fits_nowhere_leaves_the_map_at_zero():
+def test_a_map_is_that_of_the_selected_words_and_zero_where_none_fits():
     similarity = jnp.asarray([[-0.5, -0.1, 0.2, -0.9], [-0.4, -0.2, -0.3, 0.1], [0.9, 0.9, 0.9, 0.9]])
-    regions = SoftRegions(similarity, jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.zeros((2, 4)))
+    importance = jnp.asarray([[0.4, 0.0], [0.6, 0.0], [0.0, 0.0]])
+    regions = SoftRegions(similarity, jnp.zeros((3, 4)), importance, jnp.zeros((2, 4)))
     member = jnp.asarray([[True, False], [True, False], [False, False]])  # the third is padding
     found = reference.grounding_map(regions, member, config=AlignmentConfig(map_words="max"))
     assert_close(1e-7)(found, [[0, 0, 0.2, 0.1], [0, 0, 0, 0]])
+    half = reference.grounding_map(regions, member, config=AlignmentConfig(map_words="max", word_keep=0.5))
+    assert_close(1e-7)(half, [[0, 0, 0, 0.1], [0, 0, 0, 0]])  # of the second word alone

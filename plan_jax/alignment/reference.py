@@ -98,7 +98,7 @@ def local_similarity(
     else:
         initial = jnp.einsum("ld,nd->ln", word, patch)  # S_0 [L N]
         score = jnp.einsum("ln,ln->l", regions.attention, initial)  # <r_l, w_l> without forming r_l [L]
-    weight = select_words(regions.word_importance, member, keep=config.word_keep)  # alpha' [L R] [paper: selected]
+    weight = selected_importance(regions.word_importance, member, keep=config.word_keep)  # alpha' [L R]
     if config.aggregation == "mean":
         return jnp.einsum("lr,l->r", weight, score)  # [R]
     temperature, some = config.aggregation_temperature, member.any(axis=0)
@@ -109,7 +109,7 @@ def local_similarity(
 
 
 def grounding_map(regions: SoftRegions, member: Bool[Array, "L R"], *, config: AlignmentConfig) -> Float[Array, "R N"]:
-    """Where each phrase points: in every patch the S_K of the word that fits it best, 0 where none fits [ours].
+    """Where each phrase points: in every patch the S_K of the selected word that fits best, 0 where none fits [ours].
 
     `config.map_words` "mean" weights the words by alpha instead, as the plan of the method has it: words that point
     nowhere ("seen", "left") then blur the map. `config.map_spread` then takes out what single patches make up.
@@ -117,7 +117,8 @@ def grounding_map(regions: SoftRegions, member: Bool[Array, "L R"], *, config: A
     if config.map_words == "mean":
         found = jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
     else:
-        own = jnp.where(member[:, :, None], regions.similarity[:, None, :], 0.0)  # [L R N]
+        chosen = select_words(regions.word_importance, member, keep=config.word_keep)  # others learnt nothing
+        own = jnp.where(chosen[:, :, None], regions.similarity[:, None, :], 0.0)  # [L R N]
         found = jnp.max(own, axis=0, initial=0.0)  # below 0 a word does not fit, however little
     return spread(found, sigma=config.map_spread)
 
@@ -167,17 +168,25 @@ def word_patch_similarity(
     return images(image_features.patch, text_features.word, text_features.word_logit, text_features.mask)
 
 
-def select_words(importance: Float[Array, "L R"], member: Bool[Array, "L R"], *, keep: float) -> Float[Array, "L R"]:
-    """alpha': of each report, the `keep` share of its words with the largest importance (at least one), summed to 1."""
-    if keep < 1:
-        own, row = importance.sum(axis=1), jnp.arange(len(importance))  # [L]
-        tie = (own[None, :] == own[:, None]) & (row[None, :] < row[:, None])
-        before = (own[None, :] > own[:, None]) | tie  # [l, m]: word m comes before word l [L L]
-        rank = jnp.einsum("lm,mr->lr", before, member.astype(jnp.float32))  # 0 = most important [L R]
-        count = member.sum(axis=0, keepdims=True)  # [1 R]
-        kept = jnp.maximum(jnp.ceil(keep * count - 1e-4), 1)  # float32: 0.6 * 25 is a little more than 15
-        importance = jnp.where(rank < kept, importance, 0.0)
+def selected_importance(
+    importance: Float[Array, "L R"], member: Bool[Array, "L R"], *, keep: float
+) -> Float[Array, "L R"]:
+    """alpha': the importance of the selected words of each report, summed to 1; 0 for all other words."""
+    importance = jnp.where(select_words(importance, member, keep=keep), importance, 0.0)
     return importance / (importance.sum(axis=0, keepdims=True) + TINY)
+
+
+def select_words(importance: Float[Array, "L R"], member: Bool[Array, "L R"], *, keep: float) -> Bool[Array, "L R"]:
+    """Of each report, the `keep` share of its words with the largest importance, at least one [paper: selected]."""
+    if keep == 1:
+        return member
+    own, row = importance.sum(axis=1), jnp.arange(len(importance))  # [L]
+    tie = (own[None, :] == own[:, None]) & (row[None, :] < row[:, None])
+    before = (own[None, :] > own[:, None]) | tie  # [l, m]: word m comes before word l [L L]
+    rank = jnp.einsum("lm,mr->lr", before, member.astype(jnp.float32))  # 0 = most important [L R]
+    count = member.sum(axis=0, keepdims=True)  # [1 R]
+    kept = jnp.maximum(jnp.ceil(keep * count - 1e-4), 1)  # float32: 0.6 * 25 is a little more than 15
+    return member & (rank < kept)
 
 
 def normalize(vector: Float[Array, "... D"]) -> Float[Array, "... D"]:
