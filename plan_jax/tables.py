@@ -10,7 +10,7 @@ Layout of RUN/results/TASK.json, where an interval is {"value", "low", "high"} (
                     "not_spread", "competition", "mirrored", "global_map", "untrained": METRICS; what it must beat:
                     "chance", "centre_prior", "phrase_blind_prior", "image_blind_type_prior", "image_blind_prior",
                     "image_blind_told_prior", and "grid_ceiling": METRICS;
-                    "lead": {prior: the model's metric less the prior's, paired by phrase}
+                    "lead": {prior: the model's metric less the prior's, paired by phrase, also "per_class"}
     retrieval       r@1_image_to_text ... r@10_text_to_image, median_rank_image_to_text, median_rank_text_to_image;
                     "pool": number of images; "chance", "untrained": METRICS; "pools": {size: METRICS, with "chance"
                     and "untrained"}
@@ -59,6 +59,11 @@ GROUNDING = (
     Column("mIoU raw", "miou_raw", 3),
     Column("mIoU minmax", "miou_minmax", 3),
     Column("|CNR|", "cnr_abs", 2),
+)
+HARDEST = "image_blind_told_prior"  # the prior that every class is compared with
+LEADS = (
+    Column("signed CNR less told prior's", "cnr_signed", 2),
+    Column("pointing less told prior's", "pointing", 3),
 )
 RETRIEVAL = (
     Column("R@1", "r@1", 3),
@@ -128,8 +133,12 @@ def _halves(name: str, result: dict) -> dict[str, dict]:
 
 
 def _grounding_classes(result: dict) -> Table:
-    rows = tuple((name, *_cells(metrics, GROUNDING)) for name, metrics in result.get("per_class", {}).items())
-    return Table("Phrase grounding by class, trained", (Column("class", "class"), *GROUNDING), rows)
+    leads = result.get("lead", {}).get(HARDEST, {}).get("per_class", {})
+    rows = tuple(
+        (name, *_cells(metrics, GROUNDING), *_cells(leads.get(name, {}), LEADS))
+        for name, metrics in result.get("per_class", {}).items()
+    )
+    return Table("Phrase grounding by class, trained", (Column("class", "class"), *GROUNDING, *LEADS), rows)
 
 
 def retrieval_table(result: dict) -> Table:

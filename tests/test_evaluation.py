@@ -378,6 +378,9 @@ def test_the_margin_over_a_prior_is_paired_by_phrase(evaluated):
             assert lead[metric]["value"] == pytest.approx(expected)
             halves = [lead[half][metric] for half in ("with_location", "without_location")]
             assert all(half["low"] <= half["value"] <= half["high"] for half in halves)
+            of_prior = lead["per_class"]
+            assert of_prior.keys() == results["per_class"].keys()
+            assert np.mean([row[metric]["value"] for row in of_prior.values()]) == pytest.approx(expected)
 
 
 def test_the_metrics_of_every_phrase_are_kept_beside_their_averages(evaluated):

@@ -86,6 +86,14 @@ def test_all_tasks_of_a_run_are_shown_and_missing_ones_are_not(tmp_path):
     assert len(results_tables([run_with(tmp_path / "b", retrieval=RETRIEVAL)])) == 1
 
 
+def test_every_class_is_compared_with_the_prior_that_is_told_where_it_is(tmp_path):
+    lead = {"image_blind_told_prior": {"per_class": {"nodule": {"cnr_signed": span(-1.0), "pointing": span(0.25)}}}}
+    (_, table) = results_tables([run_with(tmp_path / "run", grounding=GROUNDING | {"lead": lead})])
+    (row,) = grid(render([table], format="md"))[2:]
+    assert row[:2] == ["nodule", "3.00 [2.90, 3.10]"]
+    assert row[-2:] == ["-1.00 [-1.10, -0.90]", "0.250 [0.150, 0.350]"]
+
+
 def test_several_runs_share_a_table_that_names_them(tmp_path):
     runs = [run_with(tmp_path / "a", grounding=GROUNDING), run_with(tmp_path / "b", grounding={"cnr_abs": 1.0})]
     head, _, *rows = grid(render(results_tables(runs)[:1], format="md"))

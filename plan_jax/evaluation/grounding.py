@@ -176,14 +176,20 @@ def _results(scores: Scores, config: Config) -> dict:
         halves = {"with_location": located, "without_location": ~located}
         return {name: {"n": int(kept.sum()), **averages(columns, kept)} for name, kept in halves.items() if kept.any()}
 
+    def per_class(columns: dict[str, np.ndarray]) -> dict:
+        return {str(name): averages(columns, category == name) for name in np.unique(category)}
+
     everything, trained = np.ones(len(category), bool), found.pop("trained")
     results = {"n": len(category), **averages(trained, everything)}
-    results["per_class"] = {str(name): averages(trained, category == name) for name in np.unique(category)}
+    results["per_class"] = per_class(trained)
     results |= parts(trained)
     results |= {name: averages(columns, everything) for name, columns in found.items()}
     for name in ("competition", *BEATEN):
         if name in found:
             results[name] |= parts(found[name])
     leads = {name: {m: trained[m] - found[name][m] for m in LEADING} for name in BEATEN}
-    results["lead"] = {name: {**averages(lead, everything), **parts(lead)} for name, lead in leads.items()}
+    results["lead"] = {
+        name: {**averages(lead, everything), **parts(lead), "per_class": per_class(lead)}
+        for name, lead in leads.items()
+    }
     return results
