@@ -468,7 +468,18 @@ def test_intervals_of_differences_are_paired_and_cover_the_truth():
     assert not all(covered)  # an interval that always covers says nothing
 
 
-def test_every_arm_is_read_out_by_its_better_map():
+def test_the_map_before_the_rounds_serves_where_they_harm_and_what_they_do_is_shown():
+    after, before = some_scores(0, cnr=0.5), some_scores(0, cnr=2.0)
+    metrics = ("cnr_signed", "pointing", "own_above_others")
+    refined = {**after, **{f"round_0/{metric}": before[f"trained/{metric}"] for metric in metrics}}
+    rows = compare({"default": {0: before}, "plan": {0: refined}}, "default", resamples=20)["arms"]
+    assert rows["plan"]["readout"] == "round_0"
+    assert rows["plan"]["difference"]["cnr_signed"]["value"] == pytest.approx(0)
+    assert rows["plan"]["rounds"]["cnr_signed"]["value"] == pytest.approx(-1.5)
+    assert rows["default"]["rounds"] is None
+
+
+def test_every_arm_is_read_out_by_its_best_map():
     inverted = {seed: some_scores(seed, cnr=-2.0) for seed in range(2)}  # its map of the global similarity: -1
     rows = compare({"plan": {0: some_scores(0)}, "global_only": inverted}, "plan", resamples=20)["arms"]
     assert {name: row["readout"] for name, row in rows.items()} == {"plan": "trained", "global_only": "global_map"}

@@ -16,7 +16,8 @@ from plan_jax.bootstrap import LEVELS
 from plan_jax.errors import InputError
 
 METRICS = ("cnr_signed", "pointing", "own_above_others")
-READOUTS = ("trained", "global_map")  # the phrase's own map, and the map of the global similarity
+BEFORE_ROUNDS = "round_0"
+READOUTS = ("trained", BEFORE_ROUNDS, "global_map")  # the phrase's map, the same before the rounds, the global one
 COMPETITION = "competition"
 PRIOR = "image_blind_told_prior"
 SEED = 0  # of the bootstrap
@@ -74,10 +75,11 @@ class Phrases:
 def compare(arms: Mapping[str, Runs], reference: str, *, resamples: int) -> dict:
     """All figures: {"arms": {arm: figures}, "prior": {metric: estimate}}.
 
-    An arm's figures: METRICS; "readout", the better of READOUTS by its own signed CNR, which those metrics are of;
+    An arm's figures: METRICS; "readout", the best of READOUTS by its own signed CNR, which those metrics are of;
     "seeds"; "inverted", the categories with a negative mean signed CNR on its worst seed; "difference" to the reference
-    on the seeds that both have, None for itself; "above_prior", for all phrases and by location words; "competition",
-    METRICS of the read-out by competition of prompts. InputError for runs that were scored on different phrases.
+    on the seeds that both have, None for itself; "above_prior", for all phrases and by location words; "rounds", METRICS
+    after all rounds less those before them, None without rounds; "competition", METRICS of the read-out by competition
+    of prompts. InputError for runs that were scored on different phrases.
     """
     for name, runs in arms.items():
         for seed, scores in runs.items():
@@ -96,6 +98,7 @@ def compare(arms: Mapping[str, Runs], reference: str, *, resamples: int) -> dict
             if name == reference
             else _difference(runs, chosen, arms[reference], readouts[reference], phrases),
             "above_prior": _above_prior(runs, chosen, phrases),
+            "rounds": _gain_of_rounds(runs, phrases) if _has(runs, BEFORE_ROUNDS) else None,
             "competition": _estimates(runs, COMPETITION, phrases) if _has(runs, COMPETITION) else None,
         }
     return {"arms": figures, "prior": _estimates({0: _first(arms[reference])}, PRIOR, phrases)}
@@ -127,7 +130,7 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def _readout(runs: Runs, phrases: Phrases) -> str:
-    """The one rule for every arm: the better map by signed CNR over its seeds."""
+    """The one rule for every arm: the best map by signed CNR over its seeds."""
 
     def signed(method: str) -> float:
         return float(np.mean([phrases.averages(scores[f"{method}/cnr_signed"])[0] for scores in runs.values()]))
@@ -166,6 +169,16 @@ def _above_prior(runs: Runs, readout: str, phrases: Phrases) -> dict:
         return estimate([phrases.averages(own, kept) - phrases.averages(prior, kept) for own, prior in pairs])
 
     return {part: {metric: above(metric, kept) for metric in METRICS} for part, kept in parts.items()}
+
+
+def _gain_of_rounds(runs: Runs, phrases: Phrases) -> dict:
+    """METRICS of the map after all rounds less those before them, of the same network."""
+
+    def gain(metric: str) -> dict | None:
+        after, before = (_per_seed(runs, method, metric, phrases) for method in ("trained", BEFORE_ROUNDS))
+        return estimate([after[seed] - before[seed] for seed in after])
+
+    return {metric: gain(metric) for metric in METRICS}
 
 
 def _check_same_phrases(scores: Scores, first: Scores, name: str) -> None:

@@ -21,17 +21,17 @@ FIGURES = (
     Column("own above others", "own_above_others", 3),
 )
 ARM = Column("arm", "arm")
-READOUT_NAMES = {"trained": "own map", "global_map": "global map"}
+READOUT_NAMES = {"trained": "own map", "round_0": "own map before the rounds", "global_map": "global map"}
 PARTS = {"all": "", "with_location": ", with location", "without_location": ", without location"}
 NOTES = """
 Every figure is the mean over seeds of the macro average over categories; its 95 % interval resamples seeds and patients
 jointly, with the same draws for all arms. The arms of a seed began with the same random numbers and saw the same
 batches, so differences are paired; p is of the two-sided paired t-test over seeds. With few seeds trust p before the
-interval: resampling n seeds makes it too narrow by about sqrt((n - 1) / n). `readout`: for every arm the better of two
-maps by its signed CNR on this split, the phrase's own map and the map of the global similarity; choosing on what is
-reported favours an arm a little, `global_only` most. `inverted`: categories whose mean signed CNR is negative, on the
-arm's worst seed. `time`: of training, relative to the first arm; ARM@time is the arm trained for the first arm's time
-instead of its steps.
+interval: resampling n seeds makes it too narrow by about sqrt((n - 1) / n). `readout`: for every arm the best of its
+maps by its signed CNR on this split: the phrase's own map, the same before the refinement rounds, the map of the global
+similarity; choosing on what is reported favours an arm a little, `global_only` most. `inverted`: categories whose mean
+signed CNR is negative, on the arm's worst seed. `time`: of training, relative to the first arm; ARM@time is the arm
+trained for the first arm's time instead of its steps.
 
 ![dots: seeds; bars: means with intervals; line: the prior](ablation.png)
 """
@@ -91,8 +91,8 @@ def read_scores(trial: Trial) -> Scores:
 
 
 def tables_of(result: dict) -> list[Table]:
-    """Arms; differences to the reference; what they have above the prior; the read-out by competition of prompts."""
-    tables = (_arms_table, _differences_table, _above_prior_table, _competition_table)
+    """Arms; differences to the reference and to the prior; what the rounds do; the read-out by competition."""
+    tables = (_arms_table, _differences_table, _above_prior_table, _rounds_table, _competition_table)
     return [made for make in tables if (made := make(result)).rows]
 
 
@@ -157,6 +157,13 @@ def _above_prior_table(result: dict) -> Table:
         for name, row in result["arms"].items()
     )
     return Table(f"Difference to the {METHODS[PRIOR]}", (ARM, *columns), rows)
+
+
+def _rounds_table(result: dict) -> Table:
+    rows = tuple((name, *_cells(row["rounds"])) for name, row in result["arms"].items() if row["rounds"])
+    return Table(
+        "What the rounds do to the map of the same network: after all of them less before", (ARM, *FIGURES), rows
+    )
 
 
 def _competition_table(result: dict) -> Table:
