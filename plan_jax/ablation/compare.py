@@ -77,9 +77,9 @@ def compare(arms: Mapping[str, Runs], reference: str, *, resamples: int) -> dict
 
     An arm's figures: METRICS; "readout", the best of READOUTS by its own signed CNR, which those metrics are of;
     "seeds"; "inverted", the categories with a negative mean signed CNR on its worst seed; "difference" to the reference
-    on the seeds that both have, None for itself; "above_prior", for all phrases and by location words; "rounds", METRICS
-    after all rounds less those before them, None without rounds; "competition", METRICS of the read-out by competition
-    of prompts. InputError for runs that were scored on different phrases.
+    on the seeds that both have, None for itself; "above_prior", for all phrases and by location words; "rounds",
+    METRICS after all rounds less those before them, None without rounds; "competition", METRICS of the read-out by
+    competition of prompts. InputError for runs that were scored on different phrases.
     """
     for name, runs in arms.items():
         for seed, scores in runs.items():
