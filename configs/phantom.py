@@ -34,7 +34,7 @@ def get_config(level: str = "easy"):
     config.text_encoder.dropout = 0.0
 
     config.alignment.dim = 64
-    config.alignment.rounds = 0  # no refinement: it gave nothing measurable on phantoms yet
+    config.alignment.rounds = 0  # maps are worse after the rounds than before: README, Evidence
     config.alignment.early_temperatures = (0.5, 0.25) if level == "realistic" else (0.25, 0.18)  # regions start wide
     config.alignment.region_temperature = 0.125
     config.alignment.map_spread = 1.0
