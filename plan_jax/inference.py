@@ -29,7 +29,7 @@ class GroundingMap:
     """Where in an image a phrase points.
 
     Attributes:
-        map: [H W] similarity, 0 to 1, at the image's own size; `against` others it may fall below 0.
+        map: [H W] similarity, 0 to 1, at the image's own size; below 0 only `against` others or as a mean of words.
         image: [H W] uint8, the image as read.
         phrase: the query.
         words: the words of the phrase, within the sentence of `evaluation.prompt`.

@@ -14,12 +14,13 @@ from scipy.stats import ttest_rel
 
 from plan_jax.bootstrap import LEVELS
 from plan_jax.errors import InputError
+from plan_jax.tables import HARDEST
 
 METRICS = ("cnr_signed", "pointing", "own_above_others")
 BEFORE_ROUNDS = "round_0"
 READOUTS = ("trained", BEFORE_ROUNDS, "global_map")  # the phrase's map, the same before the rounds, the global one
 COMPETITION = "competition"
-PRIOR = "image_blind_told_prior"
+PRIOR = HARDEST
 SEED = 0  # of the bootstrap
 
 Scores = Mapping[str, np.ndarray]  # of a run: patient, category, located, and METHOD/METRIC, one value per phrase

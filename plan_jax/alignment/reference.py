@@ -115,12 +115,16 @@ def grounding_map(regions: SoftRegions, member: Bool[Array, "L R"], *, config: A
     nowhere ("seen", "left") then blur the map. `config.map_spread` then takes out what single patches make up.
     """
     if config.map_words == "mean":
-        found = jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
-    else:
-        chosen = select_words(regions.word_importance, member, keep=config.word_keep)  # others learnt nothing
-        own = jnp.where(chosen[:, :, None], regions.similarity[:, None, :], 0.0)  # [L R N]
-        found = jnp.max(own, axis=0, initial=0.0)  # below 0 a word does not fit, however little
-    return spread(found, sigma=config.map_spread)
+        mean = jnp.einsum("lr,ln->rn", regions.word_importance, regions.similarity)  # [R N]
+        return spread(mean, sigma=config.map_spread)
+    chosen = select_words(regions.word_importance, member, keep=config.word_keep)  # others learnt nothing
+    own = jnp.where(chosen[:, :, None], regions.similarity[:, None, :], 0.0)  # [L R N]
+    return clean_map(own.max(axis=0), config=config)
+
+
+def clean_map(maps: Float[Array, "M N"], *, config: AlignmentConfig) -> Float[Array, "M N"]:
+    """A map without its values below 0, which only say that a patch does not fit, and spread [ours]."""
+    return spread(jnp.maximum(maps, 0.0), sigma=config.map_spread)
 
 
 def spread(maps: Float[Array, "M N"], *, sigma: float) -> Float[Array, "M N"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from plan_jax.alignment.reference import compete, spread
+from plan_jax.alignment.reference import clean_map, compete
 from plan_jax.data.image import letterbox_image
 from plan_jax.data.records import Phrase
 from plan_jax.evaluation.priors import resize_map
@@ -101,13 +101,10 @@ class Readouts:
         swapped = plan.encode_phrases([swap_sides(phrase.text) for phrase in phrases])
         flipped = jax.device_get(plan.encode_images(squares[:, :, ::-1]))
         maps["mirrored"] = plan.ground_features(_take(flipped, of_query), swapped)[0][:, :, ::-1]
-        maps["global_map"] = self._cleaned(plan.global_maps(squares, texts, of_query))
+        cells = plan.global_maps(squares, texts, of_query)
+        cleaned = clean_map(jnp.asarray(cells).reshape(len(cells), -1), config=plan.config.alignment)
+        maps["global_map"] = np.asarray(cleaned).reshape(cells.shape)
         return maps
-
-    def _cleaned(self, maps: Maps) -> Maps:
-        """As `grounding_map` does: 0 where a cell speaks against the phrase, then spread."""
-        flat = jnp.maximum(jnp.asarray(maps).reshape(len(maps), -1), 0.0)
-        return np.asarray(spread(flat, sigma=self._plan.config.alignment.map_spread)).reshape(maps.shape)
 
     def _competition(
         self, maps: Maps, every: Float[np.ndarray, "I P h w"], of_query: np.ndarray, phrases: list[Phrase]
