@@ -65,7 +65,7 @@ def weigh(
     config: AlignmentConfig,
 ) -> SoftRegions:
     """Word importance alpha, patch importance beta and attention A of a similarity [paper: exist; ours: form]."""
-    alpha = masked_softmax(_word_logits(similarity, word_logit, config)[:, None], member)  # [L R]
+    alpha = masked_softmax(word_logits(similarity, word_logit, config=config)[:, None], member)  # [L R]
     column = jnp.einsum("lr,ln->rn", alpha, similarity)  # [R N]
     beta = jax.nn.softmax(column / config.patch_temperature, axis=1)  # [R N]
     logits = similarity / config.region_temperature  # [L N]
@@ -98,7 +98,14 @@ def local_similarity(
     else:
         initial = jnp.einsum("ld,nd->ln", word, patch)  # S_0 [L N]
         score = jnp.einsum("ln,ln->l", regions.attention, initial)  # <r_l, w_l> without forming r_l [L]
-    weight = selected_importance(regions.word_importance, member, keep=config.word_keep)  # alpha' [L R]
+    return aggregate(score, regions.word_importance, member, config=config)
+
+
+def aggregate(
+    score: Float[Array, " L"], importance: Float[Array, "L R"], member: Bool[Array, "L R"], *, config: AlignmentConfig
+) -> Float[Array, " R"]:
+    """z from the scores of the selected words: their mean weighted by alpha', or the logarithm of that of exp."""
+    weight = selected_importance(importance, member, keep=config.word_keep)  # alpha' [L R]
     if config.aggregation == "mean":
         return jnp.einsum("lr,l->r", weight, score)  # [R]
     temperature, some = config.aggregation_temperature, member.any(axis=0)
@@ -195,8 +202,12 @@ def select_words(importance: Float[Array, "L R"], member: Bool[Array, "L R"], *,
 
 def normalize(vector: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Length 1 along the last axis; a zero vector stays zero, with a zero (not NaN) gradient."""
-    squared = jnp.sum(vector * vector, axis=-1, keepdims=True)
-    return vector * jnp.where(squared > TINY, jax.lax.rsqrt(jnp.maximum(squared, TINY)), 0.0)
+    return vector * inverse_root(jnp.sum(vector * vector, axis=-1, keepdims=True))
+
+
+def inverse_root(squared: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 / length of squared lengths; 0 for a length of zero, with a zero (not NaN) gradient."""
+    return jnp.where(squared > TINY, jax.lax.rsqrt(jnp.maximum(squared, TINY)), 0.0)
 
 
 def masked_softmax(logits: Float[Array, "L #R"], mask: Bool[Array, "L R"]) -> Float[Array, "L R"]:
@@ -208,8 +219,10 @@ def masked_softmax(logits: Float[Array, "L #R"], mask: Bool[Array, "L R"]) -> Fl
     return weight / jnp.maximum(weight.sum(axis=0, keepdims=True), TINY)
 
 
-def _word_logits(similarity: Array, word_logit: Array, config: AlignmentConfig) -> Array:
-    """What alpha is a softmax of: [L]."""
+def word_logits(
+    similarity: Float[Array, "L N"], word_logit: Float[Array, " L"], *, config: AlignmentConfig
+) -> Float[Array, " L"]:
+    """What alpha is a softmax of."""
     if config.word_importance == "pair":
         return similarity.max(axis=1) / config.word_temperature
     return word_logit if config.word_importance == "text" else jnp.zeros_like(word_logit)
