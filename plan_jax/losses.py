@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from plan_jax.alignment.scan import word_patch_similarity
+from plan_jax.alignment.similarity import word_patch_similarity
 from plan_jax.config import AlignmentConfig, Config
 from plan_jax.types import ImageFeatures, TextFeatures
 

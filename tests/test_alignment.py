@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plan_jax.alignment import packing, reference, scan, tile
+from plan_jax.alignment.similarity import word_patch_similarity
 from plan_jax.config import AlignmentConfig
 from plan_jax.types import SoftRegions
 
-IMPLEMENTATIONS = {"reference": reference.word_patch_similarity, "scan": scan.word_patch_similarity}
+IMPLEMENTATIONS = {"reference": reference.all_pairs, "scan": scan.all_pairs}
 
 # Four reports of five words: whole, with padding inside and at the end, of one word, without words.
 MASK = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
@@ -88,11 +89,10 @@ def _everything(images, texts, cotangent, config):
     found = of_images(images.patch, texts.word, texts.word_logit, texts.mask)
     found["together"] = jax.vmap(together)(images.patch)
 
-    for name, word_patch_similarity in IMPLEMENTATIONS.items():
+    for name, all_pairs in IMPLEMENTATIONS.items():
 
-        def score(patch, word, word_logit, word_patch_similarity=word_patch_similarity):
-            texts_ = texts.replace(word=word, word_logit=word_logit)
-            return word_patch_similarity(images.replace(patch=patch), texts_, config=config)
+        def score(patch, word, word_logit, all_pairs=all_pairs):
+            return all_pairs(config, patch, word, word_logit, texts.mask)
 
         z, pull = jax.vjp(score, images.patch, texts.word, texts.word_logit)
         found[name] = {"z": z, "gradient": dict(zip(("patch", "word", "word_logit"), pull(cotangent), strict=True))}
@@ -350,11 +350,10 @@ def chunks_by_hand(lengths, longest: int) -> list[list[int]]:
 
 @functools.partial(jax.jit, static_argnames=("config", "name"), compiler_options=oracle.QUICK)
 def _scores_and_gradients(images, texts, cotangent, *, config, name):
-    def score(images, word, word_logit):
-        texts_ = texts.replace(word=word, word_logit=word_logit)
-        return IMPLEMENTATIONS[name](images, texts_, config=config)
+    def score(patch, word, word_logit):
+        return IMPLEMENTATIONS[name](config, patch, word, word_logit, texts.mask)
 
-    z, pull = jax.vjp(score, images, texts.word, texts.word_logit)
+    z, pull = jax.vjp(score, images.patch, texts.word, texts.word_logit)
     return z, pull(cotangent)
 
 
@@ -428,7 +427,7 @@ def test_each_image_meets_each_chunk_once_whatever_the_padding(lengths, monkeypa
     images, texts = oracle.random_arrays(0, 2, mask, patches=2, dim=2).features()
 
     def total(patch):
-        return scan.word_patch_similarity(images.replace(patch=patch), texts, config=AlignmentConfig(rounds=0)).sum()
+        return scan.all_pairs(AlignmentConfig(rounds=0), patch, texts.word, texts.word_logit, texts.mask).sum()
 
     steps = 2 * len(chunks_by_hand(mask.sum(axis=1), W))
     with jax.disable_jit():
@@ -448,7 +447,7 @@ def test_the_mask_takes_part_in_a_gradient_as_what_it_is_boolean():
     images, texts = ARRAYS.features()
 
     def total(texts):
-        return scan.word_patch_similarity(images, texts, config=AlignmentConfig(rounds=0)).sum()
+        return word_patch_similarity(images, texts, config=AlignmentConfig(rounds=0)).sum()
 
     gradient = jax.grad(total, allow_int=True)(texts)
     assert gradient.mask.dtype == jax.dtypes.float0
@@ -462,9 +461,7 @@ def gradient_memory(name: str, *, images: int, reports: int, words: int) -> int:
     image_features, texts = oracle.random_arrays(0, images, mask, patches=100, dim=16).features()
 
     def total(patch, word, word_logit, mask):
-        texts_ = texts.replace(word=word, word_logit=word_logit, mask=mask)
-        images_ = image_features.replace(patch=patch)
-        return IMPLEMENTATIONS[name](images_, texts_, config=AlignmentConfig(rounds=1)).sum()
+        return IMPLEMENTATIONS[name](AlignmentConfig(rounds=1), patch, word, word_logit, mask).sum()
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     compiled = gradient.lower(image_features.patch, texts.word, texts.word_logit, texts.mask).compile()

@@ -25,15 +25,14 @@ each_form = pytest.mark.parametrize("form", SHAPES)
 def scores_and_gradients(images, texts, cotangent, *, config):
     """Of the implementation, and of the reference."""
 
-    def of(word_patch_similarity):
+    def of(all_pairs):
         def score(patch, word, word_logit):
-            texts_ = texts.replace(word=word, word_logit=word_logit)
-            return word_patch_similarity(images.replace(patch=patch), texts_, config=config)
+            return all_pairs(config, patch, word, word_logit, texts.mask)
 
         z, pull = jax.vjp(score, images.patch, texts.word, texts.word_logit)
         return z, pull(cotangent)
 
-    return of(scan.word_patch_similarity), of(reference.word_patch_similarity)
+    return of(scan.all_pairs), of(reference.all_pairs)
 
 
 def found_and_expected(arrays, config):
@@ -129,7 +128,7 @@ def test_the_products_counted_are_those_that_are_computed(form, region_norm, rou
         return z, pull(jnp.ones_like(z))
 
     def score(patch, word):
-        return scan.word_patch_similarity(images.replace(patch=patch), texts.replace(word=word), config=config)
+        return scan.all_pairs(config, patch, word, texts.word_logit, texts.mask)
 
     counted = cost.operations(1, words, patches, dim, config=config)
     assert counted == products_in(jax.jit(products).lower(images.patch, texts.word).compile().as_text())

@@ -4,7 +4,7 @@
 call it. The words of the reports stand in one list, so that no equation is spent on padding; `member[l, r]` is True
 where word l belongs to report r. A word belongs to one report, a padding word to none; `mask[:, None]` is one report.
 
-`word_patch_similarity` here is the plain all-pairs form, with memory of I*R*L*N: the oracle of the other
+`all_pairs` here is the plain form, with memory of I*R*L*N: the oracle of the other
 implementations, which share its signature.
 
 Equations follow PLAN (arXiv 2502.18047) as far as its abstract states them [paper]; the rest is this project's
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from plan_jax.config import AlignmentConfig, EvaluationConfig
-from plan_jax.types import ImageFeatures, SoftRegions, TextFeatures
+from plan_jax.types import SoftRegions
 
 # Added to squared lengths and importances before a root or a logarithm, so that padding has finite gradients.
 TINY = 1e-12
@@ -166,17 +166,20 @@ def compete(
     return grounding_map - config.competition * t * claimed
 
 
-def word_patch_similarity(
-    image_features: ImageFeatures, text_features: TextFeatures, *, config: AlignmentConfig
+def all_pairs(
+    config: AlignmentConfig,
+    patch: Float[Array, "I N D"],
+    word: Float[Array, "R L D"],
+    word_logit: Float[Array, "R L"],
+    mask: Bool[Array, "R L"],
 ) -> Float[Array, "I R"]:
     """Local similarity z of every image with every report, the plain way: memory grows with I*R*L*N."""
 
-    def pair(patch, word, word_logit, mask):
+    def pair(patch: Array, word: Array, word_logit: Array, mask: Array) -> Array:
         return local_similarity(word, patch, word_logit, mask[:, None], config=config)[0]
 
     reports = jax.vmap(pair, in_axes=(None, 0, 0, 0))
-    images = jax.vmap(reports, in_axes=(0, None, None, None))
-    return images(image_features.patch, text_features.word, text_features.word_logit, text_features.mask)
+    return jax.vmap(reports, in_axes=(0, None, None, None))(patch, word, word_logit, mask)
 
 
 def selected_importance(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from plan_jax.alignment.attention import Words
 from plan_jax.alignment.cost import gram_is_cheaper
@@ -20,22 +20,19 @@ from plan_jax.alignment.gram import gram_of, pull_gram
 from plan_jax.alignment.packing import Chunk, Packing, chunk_of, chunk_words, gather, pack, scatter
 from plan_jax.alignment.tile import Gradient, Image, pull_scores, scores
 from plan_jax.config import AlignmentConfig
-from plan_jax.types import ImageFeatures, TextFeatures
 
 Carry = Any  # a pytree
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def word_patch_similarity(
-    image_features: ImageFeatures, text_features: TextFeatures, *, config: AlignmentConfig
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def all_pairs(
+    config: AlignmentConfig,
+    patch: Float[Array, "I N D"],
+    word: Float[Array, "R L D"],
+    word_logit: Float[Array, "R L"],
+    mask: Bool[Array, "R L"],
 ) -> Float[Array, "I R"]:
     """Local similarity z of every image with every report."""
-    texts = text_features
-    return _all_pairs(config, image_features.patch, texts.word, texts.word_logit, texts.mask)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _all_pairs(config: AlignmentConfig, patch: Array, word: Array, word_logit: Array, mask: Array) -> Array:
     batch = _Batch.of(config, patch, word, word_logit, mask)
 
     def of_image(one: Array) -> Array:
@@ -50,7 +47,7 @@ def _all_pairs(config: AlignmentConfig, patch: Array, word: Array, word_logit: A
 
 
 def _forward(config: AlignmentConfig, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _all_pairs(config, *inputs), inputs
+    return all_pairs(config, *inputs), inputs
 
 
 def _backward(config: AlignmentConfig, inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
@@ -79,7 +76,7 @@ def _backward(config: AlignmentConfig, inputs: tuple[Array, ...], cotangent: Arr
     return of_patch, of_word.astype(word.dtype), of_logit.astype(word_logit.dtype), None
 
 
-_all_pairs.defvjp(_forward, _backward)
+all_pairs.defvjp(_forward, _backward)
 
 
 class _Batch(NamedTuple):
