@@ -54,20 +54,58 @@ def _ablate(call: argparse.Namespace) -> int:
 def add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "benchmark",
-        help="measure the bench: can its findings be learnt at all?",
+        help="measure the bench (can its findings be learnt?) or the speed and memory of the alignment",
         description="bench: trains the project's image path on the phantoms' exact masks for a few hundred steps and "
         "prints for every finding how well it is detected and located on other patients, beside what the feature grid "
-        "allows. A level says something about a method only if every finding's presence AUROC reaches .9.",
+        "allows. A level says something about a method only if every finding's presence AUROC reaches .9. "
+        "alignment: times the local loss and its gradient and weighs its memory, each shape and implementation in a "
+        "process of its own on one core (or on the accelerator), as a share of the matrix peak measured in between; "
+        "beside it the classic local loss in PyTorch, if torch is installed (a CPU build serves). Some minutes.",
     )
-    parser.add_argument("name", choices=("bench",), metavar="NAME", help="bench")
+    parser.add_argument("name", choices=("bench", "alignment"), metavar="NAME", help="bench or alignment")
     levels = ("easy", "cooc", "realistic")
     parser.add_argument(
-        "--level", action="append", choices=levels, metavar="LEVEL", help="easy, cooc or realistic (default: all)"
+        "--level",
+        action="append",
+        choices=levels,
+        metavar="LEVEL",
+        help="bench: easy, cooc or realistic (default: all)",
     )
-    parser.add_argument("--config", default="configs/phantom.py", metavar="FILE", help="default: configs/phantom.py")
-    parser.add_argument("--quick", action="store_true", help="half the images and steps; may miss subtle findings")
+    parser.add_argument(
+        "--config", default="configs/phantom.py", metavar="FILE", help="bench: default configs/phantom.py"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmark"),
+        metavar="DIR",
+        help="alignment: folder of alignment.json, .png",
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller and shorter; bench may miss subtle findings")
     parser.add_argument("--json", action="store_true", help="print the rows as a JSON list and nothing else")
-    parser.set_defaults(run=lambda call: _benchmark(call, call.level or levels))
+    parser.set_defaults(
+        run=lambda call: _alignment(call) if call.name == "alignment" else _benchmark(call, call.level or levels)
+    )
+
+
+def _alignment(call: argparse.Namespace) -> int:
+    import json
+
+    from plan_jax.benchmark.alignment import alignment_table, benchmark_alignment, save_sweep, sweep_lines
+    from plan_jax.tables import render
+
+    rows = benchmark_alignment(quick=call.quick)
+    save_sweep(call.out / "alignment.png", rows)
+    (call.out / "alignment.json").write_text(json.dumps(rows, indent=2) + "\n")
+    for row in rows:
+        if row["failed"]:
+            print(f"plan_jax: {row['implementation']} at {row['shape']} failed: {row['failed']}", file=sys.stderr)
+    if call.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(render([alignment_table(rows)]))
+    print("\n".join([*sweep_lines(rows), f"plot: {call.out / 'alignment.png'}"]))
+    return 0
 
 
 def _benchmark(call: argparse.Namespace, levels: Sequence[str]) -> int:

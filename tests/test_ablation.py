@@ -331,7 +331,7 @@ def test_gpus_are_shared_out_one_by_one(monkeypatch):
 
 @pytest.mark.parametrize(("platform", "count", "expected"), [("tpu", 4, 1), ("gpu", 3, 3)])
 def test_places_follow_the_devices(monkeypatch, platform, count, expected):
-    monkeypatch.setattr(places, "_devices", lambda: (platform, count))
+    monkeypatch.setattr(places, "devices_here", lambda: (platform, count))
     assert len(places.find_places()) == expected
 
 
@@ -375,7 +375,7 @@ FRAMES = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g
     ],
 )
 def test_the_reason_of_a_failure_is_read_from_its_log(code, written, expected):
-    assert child._why(code, written) == expected
+    assert child.why(code, written) == expected
 
 
 def hand_scores(values: dict[str, list[float]]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -339,9 +340,9 @@ def ragged(lengths, reports: int, words: int) -> np.ndarray:
 
 def chunks_by_hand(lengths, longest: int) -> list[list[int]]:
     """The reports of each chunk: a report opens a new one when the last has no room for it."""
-    chunks = [[]]
+    chunks, room = [[]], longest * math.ceil(W / longest)
     for report, length in enumerate(lengths):
-        full = sum(lengths[r] for r in chunks[-1]) + length > max(W, longest) or len(chunks[-1]) == S
+        full = sum(lengths[r] for r in chunks[-1]) + length > room or len(chunks[-1]) == S
         if full:
             chunks.append([])
         chunks[-1].append(report)

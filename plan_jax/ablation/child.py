@@ -54,7 +54,7 @@ def run_child(trial: Trial, place: Place, stop: threading.Event) -> Failure | No
     with log.open("rb") as file:
         file.seek(before)
         written = file.read().decode(errors="replace")
-    reason, wrong_input = _why(code, written)
+    reason, wrong_input = why(code, written)
     return Failure(trial.name, f"{reason} (see {log})", wrong_input)
 
 
@@ -80,8 +80,8 @@ def _run(message: bytes, output, environment: dict[str, str], stop: threading.Ev
     return child.wait()
 
 
-def _why(code: int, written: str) -> tuple[str, bool]:
-    """The reason of a child's end from what it wrote, and whether that is wrong input."""
+def why(code: int, written: str) -> tuple[str, bool]:
+    """The reason of a process's end from its exit code and what it wrote, and whether that is wrong input."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}", False
     if code == 0:

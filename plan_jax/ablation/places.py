@@ -32,7 +32,7 @@ def find_places(jobs: int | None = None) -> list[Place]:
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {jobs}; raise it")
-    platform, count = _devices()
+    platform, count = devices_here()
     if platform == "cpu":
         return cpu_places(jobs)
     return gpu_places(jobs, count) if platform == "gpu" else [Place()]  # a TPU serves one process at a time
@@ -60,7 +60,7 @@ def gpu_places(jobs: int | None, count: int) -> list[Place]:
     return [Place(environment=(("CUDA_VISIBLE_DEVICES", devices[job % count]), *memory)) for job in range(jobs)]
 
 
-def _devices() -> tuple[str, int]:
+def devices_here() -> tuple[str, int]:
     """Platform and number of JAX's devices, asked in a process that then lets go of them."""
     done = subprocess.run([sys.executable, "-c", SEE_DEVICES], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# What a chunk holds at most (or one report, if that can have more words). Chosen by time on one CPU core, with D = 64
-# and N = 256: larger chunks leave the cache, smaller ones are badly filled where reports are long.
-CHUNK_WORDS = 128
-CHUNK_REPORTS = 16
+# A chunk has at least so many rows, and whole numbers of the longest report. Chosen by time on one CPU core: larger
+# chunks leave the cache, smaller ones make narrow matrices.
+CHUNK_WORDS = 384
+CHUNK_REPORTS = 48  # it holds at most
 
 
 class Packing(NamedTuple):
@@ -54,7 +54,7 @@ def pack(mask: Bool[Array, "R L"]) -> Packing:
     length = mask.sum(axis=1)  # [R]
     end = jnp.cumsum(length)
     first = end - length
-    fit = jnp.searchsorted(end, first + max(CHUNK_WORDS, words), side="right")
+    fit = jnp.searchsorted(end, first + _capacity(words), side="right")
     following = jnp.minimum(fit, jnp.arange(reports) + CHUNK_REPORTS)
     return Packing(place, place // words, first, following)
 
@@ -62,7 +62,11 @@ def pack(mask: Bool[Array, "R L"]) -> Packing:
 def chunk_words(shape: tuple[int, ...]) -> int:
     """Rows of a chunk, for a mask of this shape [R L]."""
     reports, words = shape
-    return min(max(CHUNK_WORDS, words), reports * words)
+    return min(_capacity(words), reports * words)
+
+
+def _capacity(words: int) -> int:
+    return words * -(-CHUNK_WORDS // words)  # reports of full length leave no row empty
 
 
 def chunk_of(packing: Packing, begin: Int[Array, ""], *, words: int) -> Chunk:
