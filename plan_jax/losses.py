@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from plan_jax.alignment.sharded import rows_over_devices
 from plan_jax.alignment.similarity import word_patch_similarity
 from plan_jax.config import AlignmentConfig, Config
 from plan_jax.types import ImageFeatures, TextFeatures
@@ -41,7 +42,9 @@ def info_nce(logits: Float[Array, "B B"], valid: Bool[Array, " B"]) -> Float[Arr
     """
     pair = valid[:, None] & valid[None, :]
     logits = jnp.where(pair, logits.astype(jnp.float32), -1e30)
-    diagonal = jnp.where(valid, jnp.diagonal(logits), 0.0)
+    # A sum and no slice: where the rows lie on many devices, a slice of the diagonal would gather them all.
+    own = jnp.arange(len(logits))[:, None] == jnp.arange(len(logits))[None, :]
+    diagonal = jnp.sum(jnp.where(own & pair, logits, 0.0), axis=1)  # [B]
     image_to_text = jax.nn.logsumexp(logits, axis=1) - diagonal  # [B]
     text_to_image = jax.nn.logsumexp(logits, axis=0) - diagonal  # [B]
     total = jnp.where(valid, image_to_text + text_to_image, 0.0).sum()
@@ -49,9 +52,9 @@ def info_nce(logits: Float[Array, "B B"], valid: Bool[Array, " B"]) -> Float[Arr
 
 
 def global_similarity(image_features: ImageFeatures, text_features: TextFeatures) -> Float[Array, "I R"]:
-    """Cosine of the global features."""
+    """Cosine of the global features; under a mesh its rows lie with their images."""
     image, text = image_features.pooled.astype(jnp.float32), text_features.pooled.astype(jnp.float32)
-    return jnp.einsum("id,rd->ir", image, text)  # [I R]
+    return rows_over_devices(jnp.einsum("id,rd->ir", image, text))  # [I R]
 
 
 def image_text_score(

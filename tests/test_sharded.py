@@ -170,3 +170,16 @@ def test_two_processes_of_two_devices_have_the_loss_and_the_gradients_of_one():
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert "the same as one device" in output
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_no_device_ever_holds_the_scores_of_all_pairs(exchange):
+    """In the compiled gradient of the loss: what is gathered or reduced is features and sums over rows, never [B B]."""
+    pairs = 64
+    arrays = oracle.random_arrays(0, pairs, np.ones((pairs, 2), bool), patches=3, dim=2)
+    mesh = mesh_of(4)
+    with jax.set_mesh(mesh):
+        features = jax.device_put(arrays.features(), NamedSharding(mesh, PartitionSpec("data")))
+        text = loss_and_gradients.lower(*features, config_of(1, exchange)).compile().as_text()
+    assert f"[{pairs // 4},{pairs}]" in text  # a device's rows
+    assert f"[{pairs},{pairs}]" not in text

@@ -32,6 +32,12 @@ def batch_axes() -> tuple[str, ...]:
     return axes if _devices(axes) > 1 else ()
 
 
+def rows_over_devices(x: Float[Array, "I ..."]) -> Float[Array, "I ..."]:
+    """The same, its rows spread over the devices like the batch: [I/devices ...] on each."""
+    axes = batch_axes()
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
 def sharded(
     all_pairs: AllPairs,
     patch: Float[Array, "I N D"],

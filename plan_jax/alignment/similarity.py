@@ -10,7 +10,8 @@ from plan_jax.alignment.sharded import batch_axes, sharded
 from plan_jax.config import AlignmentConfig
 from plan_jax.types import ImageFeatures, TextFeatures
 
-IMPLEMENTATIONS = {"reference": reference.all_pairs, "scan": scan.all_pairs, "auto": scan.all_pairs}
+KERNELS_FOR = ("tpu", "gpu", "cuda")  # platforms with a fused kernel
+IMPLEMENTATIONS = {"reference": reference.all_pairs, "scan": scan.all_pairs}
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -23,7 +24,15 @@ def word_patch_similarity(
         InputError: under a mesh, the images or the reports do not divide evenly among its devices.
     """
     inputs = image_features.patch, text_features.word, text_features.word_logit, text_features.mask
-    all_pairs = functools.partial(IMPLEMENTATIONS[config.implementation], config)
+    chosen = _best_here() if config.implementation == "auto" else config.implementation
+    all_pairs = functools.partial(IMPLEMENTATIONS[chosen], config)
     if batch_axes():
         return sharded(all_pairs, *inputs, config=config)
     return all_pairs(*inputs)
+
+
+def _best_here() -> str:
+    """The implementation for the devices of the mesh in force, which may not be here, or for the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = getattr(device, "platform", None) or jax.default_backend()
+    return "pallas" if platform in KERNELS_FOR else "scan"
