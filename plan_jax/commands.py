@@ -114,6 +114,11 @@ def add_compile(commands: argparse._SubParsersAction) -> None:
     )
     add("--program", choices=("alignment", "step"), metavar="NAME", help="alignment or step (default: both)")
     add("--largest-batch", action="store_true", help="double the batch until it does not fit, then close in on it")
+    add(
+        "--quick",
+        action="store_true",
+        help="let the compiler try less: several times faster, and the peak memory is an upper bound",
+    )
     add("--json", action="store_true", help="print the rows as a JSON list and nothing else")
     parser.set_defaults(run=_compile)
 
@@ -136,7 +141,7 @@ def _compile(call: argparse.Namespace) -> int:
     rows = []
     programs = (call.program,) if call.program else ("alignment", "step")
     chosen = [parse_topology(name) for name in call.topology]
-    for row in rows_of(chosen, programs, config, largest=call.largest_batch):
+    for row in rows_of(chosen, programs, config, largest=call.largest_batch, quick=call.quick):
         rows.append(row)
         print(f"compiled {row['program']}, batch {row['batch_size']}, for {row['topology']}", file=sys.stderr)
     if call.json:

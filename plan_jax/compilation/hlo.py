@@ -189,47 +189,49 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     test, start = condition.instructions[condition.root], computation.instructions[loop.operands[0]]
     if test.opcode != "compare" or test.attribute("direction") != "LT" or start.opcode != "tuple":
         return None
-    counter, limit = (condition.instructions[name] for name in test.operands)
-    position, place = _position(counter), _position(limit)
+    counter, limit = test.operands
+    position, place = _position(condition, counter), _position(condition, limit)
     if position is None or not _steps_by_one(body, position):
         return None
     first = _constant(computation, start.operands[position])
     if place is None:
-        last = _constant(condition, limit.name)
+        last = _constant(condition, limit)
     else:  # the limit goes round the loop with the counter
         last = _constant(computation, start.operands[place]) if _is_kept(body, place) else None
     return None if first is None or last is None else max(last - first, 0)
 
 
-def _position(instruction: Instruction) -> int | None:
-    """Which element of a tuple is read here."""
+def _origin(computation: Computation, name: str) -> Instruction:
+    """The instruction that a value comes from, before any copies."""
+    instruction = computation.instructions[name]
+    while instruction.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
+        instruction = computation.instructions[instruction.operands[0]]
+    return instruction
+
+
+def _position(computation: Computation, name: str) -> int | None:
+    """Which element of a loop's tuple a value is."""
+    instruction = _origin(computation, name)
     return int(instruction.attribute("index")) if instruction.opcode == "get-tuple-element" else None
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    """The whole number that an instruction is, through copies."""
-    instruction = computation.instructions[name]
-    while instruction.opcode in ("copy", "bitcast"):
-        instruction = computation.instructions[instruction.operands[0]]
+    """The whole number that a value is."""
+    instruction = _origin(computation, name)
     return int(instruction.text) if instruction.opcode == "constant" and instruction.text.isdigit() else None
-
-
-def _given_back(body: Computation, position: int) -> Instruction | None:
-    """What a loop's body gives back as one element of its tuple."""
-    root = body.instructions[body.root]
-    return body.instructions[root.operands[position]] if root.opcode == "tuple" else None
 
 
 def _steps_by_one(body: Computation, position: int) -> bool:
     """Whether a loop's body gives back an element of its tuple plus 1."""
-    step = _given_back(body, position)
-    if step is None or step.opcode != "add":
+    root = body.instructions[body.root]
+    step = _origin(body, root.operands[position]) if root.opcode == "tuple" else root
+    if step.opcode != "add":
         return False
-    places = {_position(body.instructions[name]) for name in step.operands}
-    return position in places and 1 in {_constant(body, name) for name in step.operands}
+    counts = {_position(body, name) for name in step.operands}
+    return position in counts and 1 in {_constant(body, name) for name in step.operands}
 
 
 def _is_kept(body: Computation, position: int) -> bool:
     """Whether a loop's body gives back an element of its tuple as it is."""
-    kept = _given_back(body, position)
-    return kept is not None and _position(kept) == position
+    root = body.instructions[body.root]
+    return root.opcode == "tuple" and _position(body, root.operands[position]) == position

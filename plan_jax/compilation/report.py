@@ -1,6 +1,7 @@
 """Compiling the programs of a configuration for a topology, and what to say of them."""
 
 import dataclasses
+import functools
 import itertools
 import operator
 import re
@@ -33,30 +34,32 @@ COLUMNS = (
 )
 UNITS = {"peak_bytes": GIB, "memory_bytes": GIB, "argument_bytes": GIB, "temp_bytes": GIB, "flops": 1e12}
 NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
+# Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
+# computing again, so that the peak is an upper bound of what the usual effort (0) finds.
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 MOST = 2**24  # pairs of a batch that is tried
 POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh) -> dict:
+def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *, quick: bool = False) -> dict:
     """A row: what one program of PROGRAMS needs on each chip of a topology.
 
     Bytes are of one chip; "peak_bytes" = arguments + temporaries + outputs less the outputs that take the place of
     arguments. "flops" and "collective_bytes" are of one step and one chip (`counts.Counts`). Where the compiler
     refuses the program for want of memory, "fits" is False, "peak_bytes" is what it said that it needs at least, and
-    the rest is None.
+    the rest is None. `quick`: with the least effort.
     """
     row = {"topology": topology.name, "chips": topology.size, "program": name}
     row |= {"batch_size": config.data.batch_size, "memory_bytes": topology.chip.memory}
     lowered, start = PROGRAMS[name](config, mesh), time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=LEAST_EFFORT if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        measured = _refused(str(error))
+        row |= _refused(str(error)) | {"seconds": time.perf_counter() - start}
     else:
-        measured = _measured(compiled)
-    row |= measured | {"seconds": time.perf_counter() - start}
+        row |= {"seconds": time.perf_counter() - start} | _measured(compiled)
     return row | {"fits": fits(row["peak_bytes"], row["memory_bytes"], refused="error" in row)}
 
 
@@ -96,7 +99,12 @@ def _refused(message: str) -> dict:
 
 
 def rows_of(
-    topologies: Sequence[Topology], programs: Sequence[str], config: Config, *, largest: bool = False
+    topologies: Sequence[Topology],
+    programs: Sequence[str],
+    config: Config,
+    *,
+    largest: bool = False,
+    quick: bool = False,
 ) -> Iterator[dict]:
     """A row per topology and program, as it is compiled; with `largest` one per batch that was tried.
 
@@ -108,14 +116,16 @@ def rows_of(
         if largest and topology.chip.memory is None:
             raise InputError(f"--largest-batch must have a chip of known memory, got {topology.name}; name another")
         for program in programs:
-
-            def measure(size: int, program: str = program, topology: Topology = topology, mesh: Mesh = mesh) -> dict:
-                return compile_program(program, with_batch(config, size), topology, mesh)
-
+            measure = functools.partial(_measure, program, config, topology, mesh, quick)
             if largest:
                 yield from largest_batch(measure, start=config.data.batch_size, step=topology.size)
             else:
                 yield measure(config.data.batch_size)
+
+
+def _measure(program: str, config: Config, topology: Topology, mesh: Mesh, quick: bool, size: int) -> dict:
+    """A row of the program at another global batch."""
+    return compile_program(program, with_batch(config, size), topology, mesh, quick=quick)
 
 
 def with_batch(config: Config, size: int) -> Config:
