@@ -25,6 +25,7 @@ from plan_jax.compilation.report import (
     largest_batch,
     largest_batch_lines,
     rows_of,
+    with_batch,
 )
 from plan_jax.compilation.topology import CHIPS, GIB, devices_of, parse_topology
 from plan_jax.config_file import read_config
@@ -507,7 +508,7 @@ def test_the_largest_batch_for_a_chip_of_unknown_memory_is_refused(capsys):
 
 @pytest.mark.skipif(not INSTALLED["libtpu"], reason="needs the TPU compiler: pip install 'plan_jax[tpu]'")
 def test_a_step_compiles_for_a_tpu_that_is_not_here(tiny):
-    step, small = rows_of([parse_topology("v5e:2x2"), parse_topology("v5e:1x1")], ("step",), tiny)
+    step, small = rows_of([parse_topology("v5e:2x2"), parse_topology("v5e:1x1")], ("step",), tiny, quick=True)
     assert step["fits"]
     assert step["collective_bytes"]["all-reduce"] > 0
     assert sum(small["collective_bytes"].values()) == 0
@@ -515,16 +516,14 @@ def test_a_step_compiles_for_a_tpu_that_is_not_here(tiny):
 
 @pytest.mark.skipif(not INSTALLED["libtpu"], reason="needs the TPU compiler: pip install 'plan_jax[tpu]'")
 def test_what_a_tpu_cannot_hold_is_said_not_to_fit(tiny):
-    from plan_jax.compilation.report import with_batch
-
-    (row,) = rows_of([parse_topology("v5e:1x1")], ("step",), with_batch(tiny, 2**22))
+    (row,) = rows_of([parse_topology("v5e:1x1")], ("step",), with_batch(tiny, 2**17), quick=True)  # logits of 64 GiB
     assert row["fits"] is False
     assert row["peak_bytes"] > 15 * GIB
 
 
 @pytest.mark.skipif(not INSTALLED["jax_cuda13_plugin"], reason="needs the GPU compiler: pip install 'plan_jax[cuda]'")
 def test_a_step_compiles_for_gpus_that_are_not_here(tiny):
-    (row,) = rows_of([parse_topology("h100:1x1x4")], ("step",), tiny)
+    (row,) = rows_of([parse_topology("h100:1x1x4")], ("step",), tiny, quick=True)
     assert row["fits"]
     assert row["flops"] > 0
     assert row["collective_bytes"]["all-reduce"] > 0

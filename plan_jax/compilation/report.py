@@ -7,6 +7,7 @@ import operator
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -36,7 +37,7 @@ UNITS = {"peak_bytes": GIB, "memory_bytes": GIB, "argument_bytes": GIB, "temp_by
 NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
-LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
+LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 MOST = 2**24  # pairs of a batch that is tried
 POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
