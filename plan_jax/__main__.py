@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from plan_jax import __version__
-from plan_jax.commands import CONFIG_HELP, add_ablate, add_benchmark
+from plan_jax.commands import CONFIG_HELP, add_ablate, add_benchmark, add_compile
 from plan_jax.errors import InputError
 
 EPILOG = """\
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = make_parser()
     call, overrides = parser.parse_known_args(arguments)
-    if overrides and call.command not in ("train", "ablate"):
+    if overrides and call.command not in ("train", "ablate", "compile"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     call.overrides = overrides
     _quiet_libraries()
@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tables(commands)
     add_ablate(commands)
     add_benchmark(commands)
+    add_compile(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The commands of those who study the method: `ablate` and `benchmark`."""
+"""The commands of those who study the method: `ablate`, `benchmark` and `compile`."""
 
 import argparse
 import sys
@@ -123,4 +123,68 @@ def _benchmark(call: argparse.Namespace, levels: Sequence[str]) -> int:
         return 0
     print(render(bench_tables(rows)))
     print("\n".join(bench_verdicts(rows)))
+    return 0
+
+
+def add_compile(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "compile",
+        help="say what a training step needs on hardware that is not here: memory, work, traffic",
+        description="Compiles the programs of a configuration for a topology, without its chips, and prints for every "
+        "chip and step: peak memory (arguments + temporaries + outputs less those that take an argument's place) and "
+        "whether it fits, floating-point operations, and the bytes of every kind of collective. alignment is both "
+        "losses and their gradient with respect to the features; step is encoders, losses, backward pass and "
+        "optimizer. Nothing is run. Fields are set by --config.FIELD=VALUE: the global batch is "
+        "--config.data.batch_size=32768. Needs the compiler of the chip: pip install 'plan_jax[tpu]' or "
+        "'plan_jax[cuda]', each in an environment of its own.",
+        epilog="example: python -m plan_jax compile --config configs/plan_r50.py --topology v5e:16x16 "
+        "--config.data.batch_size=32768 --largest-batch",
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help=CONFIG_HELP)
+    add(
+        "--topology",
+        action="append",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="chips along each axis: v5e:16x16, v4:4x4x4, v5p:4x4x4, v6e:16x16, h100:1x1x8 (slices x hosts x GPUs), "
+        "or cpu:4 to try the command; may be repeated",
+    )
+    add("--program", choices=("alignment", "step"), metavar="NAME", help="alignment or step (default: both)")
+    add("--largest-batch", action="store_true", help="double the batch until it does not fit, then close in on it")
+    add(
+        "--quick",
+        action="store_true",
+        help="let the compiler try less: several times faster, and the peak memory is an upper bound",
+    )
+    add("--json", action="store_true", help="print the rows as a JSON list and nothing else")
+    parser.set_defaults(run=_compile)
+
+
+def _compile(call: argparse.Namespace) -> int:
+    import json
+
+    from plan_jax.config_file import read_config
+
+    config = read_config(call.config, call.overrides)
+    from plan_jax.compilation.report import (
+        compile_notes,
+        compile_table,
+        largest_batch_lines,
+        rows_of,
+    )
+    from plan_jax.compilation.topology import parse_topology
+    from plan_jax.tables import render
+
+    rows = []
+    programs = (call.program,) if call.program else ("alignment", "step")
+    chosen = [parse_topology(name) for name in call.topology]
+    for row in rows_of(chosen, programs, config, largest=call.largest_batch, quick=call.quick):
+        rows.append(row)
+        print(f"compiled {row['program']}, batch {row['batch_size']}, for {row['topology']}", file=sys.stderr)
+    if call.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(render([compile_table(rows)]), end="")
+    print("\n".join([*compile_notes(rows), *(largest_batch_lines(rows) if call.largest_batch else ())]))
     return 0

@@ -53,6 +53,7 @@ class ImageEncoderConfig:
     local_stage: int = 3  # 1-based stage whose map gives the patch features [ours]
     side_taps: float = 1.0  # scale, 0 to 1, of a 3x3 kernel's initial weights beside its centre (resnet._centred_init)
     batch_norm: str = _choice("train", "train", "frozen")  # frozen: running statistics also while training
+    remat: bool = False  # keep only what enters a block and compute the block again in the backward pass: less memory
     dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
 
 
@@ -69,6 +70,7 @@ class TextEncoderConfig:
     dropout: float = 0.1
     context: str = _choice("report", "report", "sentence")  # what a word's feature may depend on [ours]
     last_layers: int = 1  # hidden states summed into the token features: 1 or 4
+    remat: bool = False  # the same for a layer
     dtype: str = _choice("float32", "float32", "bfloat16")
 
 

@@ -180,6 +180,22 @@ def test_depth_is_one_scan_and_does_not_grow_the_program(train):
     assert len(program(deep, train, jax.grad)) == len(program(TINY, train, jax.grad))
 
 
+def test_layers_computed_again_change_neither_names_nor_values_nor_gradients():
+    config = dataclasses.replace(TINY, dropout=0.2)  # the second time the same values are dropped
+    again = dataclasses.replace(config, remat=True)
+    params = random_params(config)
+    assert jax.tree.structure(random_params(again)) == jax.tree.structure(params)
+    ids, mask = reports(config)
+
+    def scalar(config, params):
+        return (apply(config, params, ids, mask, True, jax.random.key(0)) ** 2).sum()
+
+    want, got = (jax.value_and_grad(scalar, argnums=1)(c, params) for c in (config, again))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+    names = [[e.primitive.name for e in program(c, True, jax.grad)] for c in (config, again)]
+    assert ["remat2" in n or "checkpoint" in n for n in names] == [False, True]
+
+
 def test_the_softmax_is_float32_in_bfloat16_too():
     found = program(dataclasses.replace(TINY, dtype="bfloat16"), False)
     exponentials = [e.outvars[0].aval for e in found if e.primitive.name == "exp"]

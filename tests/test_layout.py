@@ -26,7 +26,7 @@ LAYERS = (
     {"sharding", "checkpoint"},
     {"inference", "train"},
     {"evaluation", "plots", "gallery", "tables"},
-    {"ablation", "benchmark"},
+    {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -173,6 +173,27 @@ def test_bfloat16_is_computed_but_not_stored():
         assert np.linalg.norm(got.astype("f4") - want) < 0.02 * np.linalg.norm(want)
 
 
+def test_blocks_computed_again_change_neither_names_nor_values_nor_gradients():
+    variables = random_variables(TINY, channels=1)
+    structure = jax.tree.structure(random_variables(dataclasses.replace(TINY, remat=True), channels=1))
+    assert structure == jax.tree.structure(variables)
+    config = dataclasses.replace(TINY, dtype="float64")
+    again = dataclasses.replace(config, remat=True)
+    image = np.random.default_rng(1).normal(size=(2, 32, 32, 1))
+
+    def scalar(config, params):
+        maps, stats = apply(config, {**variables, "params": params}, image, True)
+        return sum((m**2).sum() for m in maps), stats
+
+    with jax.enable_x64(True):
+        variables = jax.tree.map(np.float64, variables)
+        gradient = jax.grad(scalar, argnums=1, has_aux=True)
+        want, got = (jax.device_get(gradient(c, variables["params"])) for c in (config, again))
+        program = str(jax.make_jaxpr(partial(scalar, again))(variables["params"]))
+    assert program.count("prevent_cse=True") == sum(config.stages)  # the mark of a block that is computed again
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), got, want)
+
+
 def test_kernels_start_as_torchvision_starts_them():
     config = dataclasses.replace(RESNET18, stages=(1,))
     init = jax.jit(partial(ResNet(config).init, train=False))

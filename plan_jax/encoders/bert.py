@@ -104,7 +104,8 @@ class Bert(nn.Module):
         x = x + nn.Embed(TOKEN_TYPES, c.hidden, embedding_init=_INIT, name="token_type")(token_type)
         x = nn.Dropout(c.dropout)(_norm(c, name="embedding_norm")(x), deterministic=not train)
         layers = nn.scan(
-            Layer,
+            # A scan keeps its steps apart anyway: without prevent_cse the compiler may fuse freely inside one.
+            nn.remat(Layer, prevent_cse=False) if c.remat else Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]

@@ -89,10 +89,11 @@ class Block(nn.Module):
     config: ImageEncoderConfig
     channels: int
     stride: int
+    train: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w c"], *, train: bool) -> Float[Array, "B i j k"]:
-        norm = partial(_norm, self.config, train=train)
+    def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B i j k"]:
+        norm = partial(_norm, self.config, train=self.train)
         shortcut = x
         convs = _block_convs(self.config, self.channels, self.stride)
         for i, (features, kernel, stride) in enumerate(convs, start=1):
@@ -127,11 +128,12 @@ class ResNet(nn.Module):
         if c.stem == "imagenet":
             around = ((1, 1), (1, 1))  # with -inf
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=around)  # pyright: ignore[reportArgumentType]
+        block = nn.remat(Block) if c.remat else Block
         maps = []
         for stage, blocks in enumerate(c.stages, start=1):
             for i in range(blocks):
                 stride = _stage_stride(c, stage, i)
-                x = Block(c, c.width * 2 ** (stage - 1), stride, name=f"stage{stage}_block{i}")(x, train=train)
+                x = block(c, c.width * 2 ** (stage - 1), stride, train, name=f"stage{stage}_block{i}")(x)
             maps.append(x)
         return maps
 

@@ -1,0 +1,22 @@
+"""The paper's encoders: ResNet-50 and BERT-base, films of 224 px, three rounds."""
+
+from plan_jax.config import default_config
+
+
+def get_config():
+    """ResNet-50 (stage 3 local: 14 x 14 patches of 16 px) and BERT-base as BioClinicalBERT, in bfloat16.
+
+    [paper] a ResNet and BioClinicalBERT, a joint space, refinement over iterations. [ours] which ResNet and stage, all
+    sizes, K = 3, the temperatures, the optimizer, the batch: the defaults of `plan_jax/config.py`, which say where each
+    comes from; here stands only what differs. Both encoders start from random numbers: reading pretrained weights comes
+    with a later part. Reports are cut with BioClinicalBERT's own vocabulary by `build --vocab vocab.txt`.
+    """
+    config = default_config()
+    config.data.batch_size = 1024  # global, over all chips: `python -m plan_jax compile` says what fits
+    # Computed again in the backward pass: a third more work, an eighth of the temporaries (128 pairs on a v5e chip).
+    config.image_encoder.remat = True
+    config.text_encoder.remat = True
+    config.image_encoder.dtype = "bfloat16"
+    config.text_encoder.dtype = "bfloat16"
+    config.optim.warmup_steps = 500
+    return config

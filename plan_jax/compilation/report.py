@@ -1,0 +1,202 @@
+"""Compiling the programs of a configuration for a topology, and what to say of them."""
+
+import dataclasses
+import functools
+import itertools
+import operator
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from plan_jax.compilation.counts import KINDS, count
+from plan_jax.compilation.programs import PROGRAMS
+from plan_jax.compilation.topology import GIB, Topology, devices_of
+from plan_jax.config import Config
+from plan_jax.errors import InputError
+from plan_jax.sharding import make_mesh
+from plan_jax.tables import Cell, Column, Table
+
+COLUMNS = (
+    Column("topology", "topology"),
+    Column("program", "program"),
+    Column("global batch", "batch_size", 0),
+    Column("fits", "fits"),
+    Column("GiB per chip", "peak_bytes", 2),
+    Column("of", "memory_bytes", 2),
+    Column("arguments", "argument_bytes", 2),
+    Column("temporaries", "temp_bytes", 2),
+    Column("TFLOP", "flops", 3),
+    *(Column(f"{kind} MiB", kind, 1) for kind in KINDS),
+    Column("compiled in s", "seconds", 0),
+)
+UNITS = {"peak_bytes": GIB, "memory_bytes": GIB, "argument_bytes": GIB, "temp_bytes": GIB, "flops": 1e12}
+NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
+# Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
+# computing again, so that the peak is an upper bound of what the usual effort (0) finds.
+LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
+MOST = 2**24  # pairs of a batch that is tried
+POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *, quick: bool = False) -> dict:
+    """A row: what one program of PROGRAMS needs on each chip of a topology.
+
+    Bytes are of one chip; "peak_bytes" = arguments + temporaries + outputs less the outputs that take the place of
+    arguments. "flops" and "collective_bytes" are of one step and one chip (`counts.Counts`). Where the compiler
+    refuses the program for want of memory, "fits" is False, "peak_bytes" is what it said that it needs at least, and
+    the rest is None. `quick`: with the least effort.
+    """
+    row = {"topology": topology.name, "chips": topology.size, "program": name}
+    row |= {"batch_size": config.data.batch_size, "memory_bytes": topology.chip.memory}
+    lowered, start = PROGRAMS[name](config, mesh), time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=LEAST_EFFORT if quick else None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        row |= _refused(str(error)) | {"seconds": time.perf_counter() - start}
+    else:
+        row |= {"seconds": time.perf_counter() - start} | _measured(compiled)
+    return row | {"fits": fits(row["peak_bytes"], row["memory_bytes"], refused="error" in row)}
+
+
+def fits(peak_bytes: int | None, memory_bytes: int | None, *, refused: bool = False) -> bool | None:
+    """Whether a program fits into a chip; None where the chip's memory is not known."""
+    if refused:
+        return False
+    return None if memory_bytes is None or peak_bytes is None else peak_bytes <= memory_bytes
+
+
+def _measured(compiled: jax.stages.Compiled) -> dict:
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if memory is None or text is None:
+        raise NotImplementedError("the compiler tells neither the memory nor the text of its programs")
+    counts = count(text)
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "peak_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        **dataclasses.asdict(counts),
+    }
+
+
+def _refused(message: str) -> dict:
+    """What a compiler said that ran out of memory."""
+    line = " ".join(message.splitlines()[0].split())
+    sizes = [float(number) * POWER[unit] for number, unit in NEEDS.findall(line)]
+    nothing = dict.fromkeys(("argument_bytes", "temp_bytes", "output_bytes", "alias_bytes", "flops"))
+    nothing |= {"collective_bytes": {}, "unknown_loops": None, "kernels": None}
+    return {"peak_bytes": int(max(sizes)) if sizes else None, **nothing, "error": line}
+
+
+# Several programs, several batches
+
+
+def rows_of(
+    topologies: Sequence[Topology],
+    programs: Sequence[str],
+    config: Config,
+    *,
+    largest: bool = False,
+    quick: bool = False,
+) -> Iterator[dict]:
+    """A row per topology and program, as it is compiled; with `largest` one per batch that was tried.
+
+    Raises:
+        InputError: a compiler is not installed, or the batch cannot be cut among the chips.
+    """
+    for topology in topologies:
+        mesh = make_mesh(devices_of(topology))
+        if largest and topology.chip.memory is None:
+            raise InputError(f"--largest-batch must have a chip of known memory, got {topology.name}; name another")
+        for program in programs:
+            measure = functools.partial(_measure, program, config, topology, mesh, quick)
+            if largest:
+                yield from largest_batch(measure, start=config.data.batch_size, step=topology.size)
+            else:
+                yield measure(config.data.batch_size)
+
+
+def _measure(program: str, config: Config, topology: Topology, mesh: Mesh, quick: bool, size: int) -> dict:
+    """A row of the program at another global batch."""
+    return compile_program(program, with_batch(config, size), topology, mesh, quick=quick)
+
+
+def with_batch(config: Config, size: int) -> Config:
+    """The configuration with another global batch."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
+
+
+def largest_batch(measure: Callable[[int], dict], *, start: int, step: int, halvings: int = 2) -> Iterator[dict]:
+    """Rows of the batches that are tried to find where they stop fitting.
+
+    Doubles from `start` until a batch does not fit (or halves until one fits), then halves the gap `halvings` times.
+    All but `start` are multiples of `step`; at `MOST` pairs the search ends without an answer.
+    """
+    good, bad, size = None, None, start
+    while size and size <= MOST:
+        row = measure(size)
+        yield row
+        good, bad = (size, bad) if row["fits"] else (good, size)
+        if bad is None:
+            size *= 2
+        elif good is None:
+            size = bad // 2 // step * step
+        else:
+            size = (good + bad) // 2 // step * step
+            halvings -= 1
+            if halvings < 0 or size in (good, bad):
+                return
+
+
+def largest_batch_lines(rows: Sequence[dict]) -> list[str]:
+    """A line per topology and program: the largest batch that fitted and the smallest that did not."""
+    lines = []
+    for (topology, program), group in itertools.groupby(rows, operator.itemgetter("topology", "program")):
+        tried = {row["batch_size"]: row["fits"] for row in group}
+        good = max((size for size, fitted in tried.items() if fitted), default=None)
+        bad = min((size for size, fitted in tried.items() if not fitted), default=None)
+        said = f"largest global batch that fits {good or 'not found'}; {bad or 'none that was tried'} does not"
+        lines.append(f"{topology}, {program}: {said}")
+    return lines
+
+
+# Tables
+
+
+def compile_table(rows: Sequence[dict]) -> Table:
+    """A line per program."""
+    cells = tuple(tuple(_cell(row, column) for column in COLUMNS) for row in rows)
+    return Table("Compiled, per chip and step (bytes in GiB and MiB)", COLUMNS, cells)
+
+
+def _cell(row: dict, column: Column) -> Cell:
+    value = row["collective_bytes"].get(column.name) if column.name in KINDS else row[column.name]
+    if column.name == "fits":
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    divisor = 2**20 if column.name in KINDS else UNITS.get(column.name, 1)
+    return value if value is None or column.digits is None else value / divisor
+
+
+def compile_notes(rows: Sequence[dict]) -> list[str]:
+    """Lines that say what the figures leave out."""
+    notes = []
+    for row in rows:
+        where = f"{row['topology']}, {row['program']}, batch {row['batch_size']}"
+        if "error" in row:
+            notes.append(f"{where}: the compiler refused it: {row['error']}")
+        if row["unknown_loops"]:
+            notes.append(
+                f"{where}: {row['unknown_loops']} loops run as long as the data asks; TFLOP and collectives count "
+                "their bodies once"
+            )
+        if row["kernels"]:
+            notes.append(f"{where}: TFLOP leaves out {row['kernels']} calls of hand-written kernels")
+    return notes
