@@ -11,9 +11,10 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from plan_jax.alignment.sharded import BATCH_AXES
 from plan_jax.errors import InputError
 
-DATA = "data"  # pairs of image and report: each device holds B / devices of them
+DATA = BATCH_AXES[0]  # pairs of image and report: each device holds B / devices of them
 AXES = (DATA,)
 
 
