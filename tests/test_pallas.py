@@ -1,0 +1,224 @@
+"""The fused kernels, interpreted, against the reference; how reports share a sheet; and that the kernels can be built.
+
+That they are fast, and that what the compilers of TPU and GPU make of them is right, only such a machine can show.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_alignment import ARRAYS, CASES, EMPTY, MASK, ROWS, assert_all_close, config_of, cotangent_of, problems, ragged
+
+from plan_jax.alignment import pallas, pallas_gpu, pallas_tpu, reference
+from plan_jax.alignment.pallas_pack import most_sheets, pack, put, take
+from plan_jax.config import AlignmentConfig
+
+KERNELS = {"tpu": pallas_tpu, "gpu": pallas_gpu}
+each_kernel = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+# Words that depend on each other and words that do not, both aggregations, all importances.
+SOME = [config_of(ROWS[n]) for n in (3, 9, 10)]
+
+
+def scores_and_gradients(
+    arrays: oracle.Arrays, config: AlignmentConfig, kernels=None, cotangent=None, dtype=jnp.float32
+):
+    """z and the gradients of sum(cotangent * z): of the reference, or of interpreted kernels."""
+    images, texts = arrays.features(dtype)
+    cotangent = cotangent_of(arrays) if cotangent is None else cotangent
+
+    def score(patch, word, word_logit):
+        if kernels is not None:
+            return pallas.all_pairs(config, pallas.interpreted(kernels), patch, word, word_logit, texts.mask)
+        texts_ = texts.replace(word=word, word_logit=word_logit)
+        return reference.word_patch_similarity(images.replace(patch=patch), texts_, config=config)
+
+    def both(cotangent, *inputs):
+        z, pull = jax.vjp(score, *inputs)
+        return {"z": z, "gradient": dict(zip(("patch", "word", "word_logit"), pull(cotangent), strict=True))}
+
+    run = jax.jit(both, compiler_options=oracle.QUICK)  # anew for each call: some tests change the kernels' constants
+    return jax.tree.map(
+        np.asarray, run(jnp.asarray(cotangent, jnp.float32), images.patch, texts.word, texts.word_logit)
+    )
+
+
+@functools.cache
+def expected_of(config: AlignmentConfig):
+    return scores_and_gradients(ARRAYS, config)
+
+
+@functools.cache
+def found_of(config: AlignmentConfig, kernels):
+    return scores_and_gradients(ARRAYS, config, kernels)
+
+
+@each_kernel
+@pytest.mark.parametrize("config", CASES)
+def test_scores_and_gradients_are_those_of_the_reference(config, kernels):
+    assert_all_close(found_of(config, kernels), expected_of(config))
+
+
+LENGTHS = {
+    "several sheets": [3, 40, 1, 0, 17, 40, 2, 2, 39, 25, 30, 9, 0, 7, 40, 40, 38, 5],
+    "more reports than lanes": [1, 0, 2] * 44,
+    "no words at all": [0, 0, 0],
+}
+
+
+@each_kernel
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "one at a time"])
+def test_how_tiles_are_gone_through_changes_nothing(kernels, lengths, alone, monkeypatch):
+    """Sums over images and over sheets: all on the chip or by one program each, or in pieces."""
+    if alone:
+        monkeypatch.setattr(pallas_tpu, "GROUP_BYTES", 0)
+        monkeypatch.setattr(pallas_gpu, "PROGRAMS", 1)
+    arrays = oracle.random_arrays(0, 2, ragged(lengths, len(lengths), max(1, *lengths)), patches=5, dim=3)
+    config = config_of(ROWS[7])
+    assert_all_close(scores_and_gradients(arrays, config, kernels), scores_and_gradients(arrays, config), 2e-5)
+
+
+@each_kernel
+@pytest.mark.parametrize("config", SOME)
+def test_patches_and_dimensions_may_fill_tiles_or_not(kernels, config):
+    """One patch and one dimension more than a tile of the TPU's."""
+    arrays = oracle.random_arrays(0, 1, MASK[:2], patches=129, dim=129)
+    assert_all_close(scores_and_gradients(arrays, config, kernels), scores_and_gradients(arrays, config))
+
+
+@each_kernel
+@pytest.mark.parametrize("config", SOME)
+def test_padding_words_are_never_read_and_have_no_gradient(config, kernels):
+    word, word_logit = np.where(MASK[..., None], ARRAYS.word, np.nan), np.where(MASK, ARRAYS.word_logit, np.nan)
+    dirty = scores_and_gradients(ARRAYS._replace(word=word, word_logit=word_logit), config, kernels)
+    assert_all_close(dirty, found_of(config, kernels), 1e-6)
+    assert np.all(dirty["gradient"]["word"][~MASK] == 0)
+    assert np.all(dirty["gradient"]["word_logit"][~MASK] == 0)
+
+
+@each_kernel
+@pytest.mark.parametrize("config", SOME)
+def test_a_report_without_words_scores_zero_and_has_no_gradient(config, kernels):
+    cotangent = np.zeros((2, 4))
+    cotangent[:, EMPTY] = 3.0
+    found = scores_and_gradients(ARRAYS, config, kernels, cotangent)
+    assert np.all(found["z"][:, EMPTY] == 0)
+    assert all(np.all(gradient == 0) for gradient in found["gradient"].values())
+
+
+@each_kernel
+@pytest.mark.parametrize("config", [config_of(ROWS[9]), config_of(ROWS[3])])
+def test_operands_in_bfloat16_agree_to_a_hundredth(config, kernels):
+    arrays = oracle.random_arrays(1, 2, MASK, patches=49, dim=32)
+    expected = scores_and_gradients(arrays, config)
+    found = scores_and_gradients(arrays, dataclasses.replace(config, dtype="bfloat16"), kernels)
+    np.testing.assert_allclose(found["z"], expected["z"], atol=1e-2)
+    for name, gradient in expected["gradient"].items():
+        assert np.linalg.norm(found["gradient"][name] - gradient) < 1e-2 * np.linalg.norm(gradient) + 1e-6
+        assert found["gradient"][name].dtype == np.float32
+
+
+@each_kernel
+def test_bfloat16_features_have_bfloat16_gradients_computed_in_float32(kernels):
+    config = config_of(ROWS[9])
+    images, texts = ARRAYS.features(jnp.bfloat16)
+    rounded = ARRAYS._replace(patch=images.patch, word=texts.word, word_logit=texts.word_logit)
+    found, expected = (
+        scores_and_gradients(ARRAYS, config, kernels, dtype=jnp.bfloat16),
+        scores_and_gradients(rounded, config),
+    )
+    np.testing.assert_allclose(found["z"], expected["z"], atol=1e-5)
+    for name, gradient in found["gradient"].items():
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(gradient.astype(np.float32), expected["gradient"][name], rtol=1e-2, atol=1e-5)
+
+
+@settings(max_examples=4)  # each compiles
+@given(problems(), st.sampled_from(list(KERNELS)))
+def test_kernels_are_the_reference_for_any_shape_and_mask(problem, name):
+    arrays, config = problem
+    assert_all_close(scores_and_gradients(arrays, config, KERNELS[name]), scores_and_gradients(arrays, config), 2e-5)
+
+
+def test_without_an_accelerator_a_kernel_is_interpreted():
+    config = config_of(ROWS[3])
+    z = pallas.word_patch_similarity(*ARRAYS.features(), config=config)
+    np.testing.assert_allclose(z, expected_of(config)["z"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "target"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
+@pytest.mark.parametrize("config", [*SOME, dataclasses.replace(SOME[1], dtype="bfloat16")])
+def test_kernels_are_lowered_for_machines_that_are_not_here(platform, target, config):
+    """Up to the compiler of the accelerator: every operation has to have a form in the language of its kernels."""
+    images, texts = oracle.random_arrays(0, 2, np.ones((3, 40), bool), patches=70, dim=10).features()
+
+    def total(patch, word, word_logit):
+        texts_ = texts.replace(word=word, word_logit=word_logit)
+        return pallas.word_patch_similarity(images.replace(patch=patch), texts_, config=config).sum()
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    module = jax.export.export(gradient, platforms=[platform])(images.patch, texts.word, texts.word_logit).mlir_module()
+    assert target in module
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "lanes"))
+def _round_trip(mask, rows, lanes):
+    number = jnp.arange(1.0, mask.size + 1).reshape(mask.shape)
+    sheets = pack(mask, rows=rows, lanes=lanes)
+    packed = take(number, sheets)
+    return sheets, packed, put(packed, sheets, number), number
+
+
+def sheets_by_hand(lengths, rows: int, lanes: int) -> list[list[int]]:
+    """A report opens a new sheet when the last has no room for it, or belongs to the lanes before."""
+    sheets = [[]]
+    for report, length in enumerate(lengths):
+        if sum(lengths[r] for r in sheets[-1]) + length > rows or (report and report % lanes == 0):
+            sheets.append([])
+        sheets[-1].append(report)
+    return sheets
+
+
+@example([40] * 23)
+@example([21] * 23)
+@example([0] * 23)
+@given(st.lists(st.integers(0, 40), min_size=23, max_size=23))
+def test_sheets_hold_each_word_once_and_as_many_reports_as_fit(lengths):
+    mask, rows, lanes = ragged(lengths, 23, 40), 40, 16
+    sheets, packed, back, number = jax.tree.map(np.asarray, _round_trip(jnp.asarray(mask), rows, lanes))
+    expected = sheets_by_hand(lengths, rows, lanes)
+    assert sheets.count == len(expected) <= most_sheets(23, 40, rows=rows, lanes=lanes) == len(packed)
+    for sheet, reports in enumerate(expected):
+        assert sheets.base[sheet] == reports[0] // lanes * lanes
+        assert sheets.rows[sheet] == sum(lengths[r] for r in reports)
+        assert packed[sheet, : sheets.rows[sheet]].tolist() == number[reports][mask[reports]].tolist()
+        own = np.repeat(reports, [lengths[r] for r in reports])
+        assert (sheets.lane[sheet, : sheets.rows[sheet]] + sheets.base[sheet]).tolist() == own.tolist()
+    unused = np.arange(rows) >= sheets.rows[:, None]
+    assert np.all(packed[unused] == 0)
+    assert np.all(sheets.lane[unused] == -1)
+    assert np.all(sheets.rows[len(expected) :] == 0)
+    np.testing.assert_array_equal(back, np.where(mask, number, 0))
+
+
+@pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+def test_short_reports_share_a_sheet_and_long_ones_have_room(kernels):
+    assert kernels.sheet_rows(1, 3) < kernels.sheet_rows(1000, 3) == kernels.ROWS
+    assert kernels.sheet_rows(2, 300) >= 300
+
+
+def test_most_of_a_tile_is_words_where_reports_differ():
+    """Reports of 5 to 97 words, as real ones are: what kernels compute, as a multiple of what the words need."""
+    lengths = np.random.default_rng(0).integers(5, 98, size=256)
+    mask = jnp.asarray(np.arange(97) < lengths[:, None])
+    tpu = pack(mask, rows=pallas_tpu.ROWS, lanes=pallas_tpu.LANES)
+    gpu = pack(mask, rows=pallas_gpu.ROWS, lanes=pallas_gpu.LANES)
+    assert int(tpu.count) * pallas_tpu.ROWS < 1.25 * lengths.sum()
+    assert int(jnp.sum(-(-gpu.rows // pallas_gpu.PART))) * pallas_gpu.PART < 1.2 * lengths.sum()
+    assert mask.size > 1.85 * lengths.sum()  # every report padded to the longest
