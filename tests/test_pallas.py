@@ -21,16 +21,11 @@ from plan_jax.config import AlignmentConfig
 
 KERNELS = {"tpu": pallas_tpu, "gpu": pallas_gpu}
 each_kernel = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
-# Words that depend on each other and words that do not, both aggregations, all importances.
-SOME = [config_of(ROWS[n]) for n in (3, 9, 10)]
 
 
-def scores_and_gradients(
-    arrays: oracle.Arrays, config: AlignmentConfig, kernels=None, cotangent=None, dtype=jnp.float32
-):
+def scores_and_gradients(arrays: oracle.Arrays, config: AlignmentConfig, kernels=None, dtype=jnp.float32):
     """z and the gradients of sum(cotangent * z): of the reference, or of interpreted kernels."""
     images, texts = arrays.features(dtype)
-    cotangent = cotangent_of(arrays) if cotangent is None else cotangent
 
     def score(patch, word, word_logit):
         if kernels is not None:
@@ -43,9 +38,8 @@ def scores_and_gradients(
         return {"z": z, "gradient": dict(zip(("patch", "word", "word_logit"), pull(cotangent), strict=True))}
 
     run = jax.jit(both, compiler_options=oracle.QUICK)  # anew for each call: some tests change the kernels' constants
-    return jax.tree.map(
-        np.asarray, run(jnp.asarray(cotangent, jnp.float32), images.patch, texts.word, texts.word_logit)
-    )
+    cotangent = jnp.asarray(cotangent_of(arrays), jnp.float32)
+    return jax.tree.map(np.asarray, run(cotangent, images.patch, texts.word, texts.word_logit))
 
 
 @functools.cache
@@ -53,15 +47,19 @@ def expected_of(config: AlignmentConfig):
     return scores_and_gradients(ARRAYS, config)
 
 
-@functools.cache
-def found_of(config: AlignmentConfig, kernels):
-    return scores_and_gradients(ARRAYS, config, kernels)
+# The mathematics of a tile is one for both. The GPU's own: words taken in parts or not, one pass over them or two.
+KERNELS_OF_CASES = [(pallas_tpu, *case.values) for case in CASES]
+KERNELS_OF_CASES += [(pallas_gpu, config_of(ROWS[n])) for n in (0, 1, 2, 4, 6, 9)]
 
 
-@each_kernel
-@pytest.mark.parametrize("config", CASES)
-def test_scores_and_gradients_are_those_of_the_reference(config, kernels):
-    assert_all_close(found_of(config, kernels), expected_of(config))
+@pytest.mark.parametrize(("kernels", "config"), KERNELS_OF_CASES)
+def test_scores_and_gradients_are_those_of_the_reference_and_padding_is_never_read(kernels, config):
+    word, word_logit = np.where(MASK[..., None], ARRAYS.word, np.nan), np.where(MASK, ARRAYS.word_logit, np.nan)
+    found = scores_and_gradients(ARRAYS._replace(word=word, word_logit=word_logit), config, kernels)
+    assert_all_close(found, expected_of(config))
+    assert np.all(found["z"][:, EMPTY] == 0)
+    assert np.all(found["gradient"]["word"][~MASK] == 0)
+    assert np.all(found["gradient"]["word_logit"][~MASK] == 0)
 
 
 LENGTHS = {
@@ -72,65 +70,45 @@ LENGTHS = {
 
 
 @each_kernel
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("alone", [False, True], ids=["together", "one at a time"])
-def test_how_tiles_are_gone_through_changes_nothing(kernels, lengths, alone, monkeypatch):
-    """Sums over images and over sheets: all on the chip or by one program each, or in pieces."""
+@pytest.mark.parametrize(
+    ("name", "alone"), [("several sheets", False), *((name, True) for name in LENGTHS)], ids=lambda x: str(x)
+)
+def test_how_tiles_are_gone_through_changes_nothing(kernels, name, alone, monkeypatch):
+    """Sums over images and over sheets are made at once, or one image at a time by one program each."""
     if alone:
         monkeypatch.setattr(pallas_tpu, "GROUP_BYTES", 0)
         monkeypatch.setattr(pallas_gpu, "PROGRAMS", 1)
+    lengths, config = LENGTHS[name], config_of(ROWS[5])
     arrays = oracle.random_arrays(0, 2, ragged(lengths, len(lengths), max(1, *lengths)), patches=5, dim=3)
-    config = config_of(ROWS[7])
     assert_all_close(scores_and_gradients(arrays, config, kernels), scores_and_gradients(arrays, config), 2e-5)
 
 
 @each_kernel
-@pytest.mark.parametrize("config", SOME)
-def test_patches_and_dimensions_may_fill_tiles_or_not(kernels, config):
-    """One patch and one dimension more than a tile of the TPU's."""
-    arrays = oracle.random_arrays(0, 1, MASK[:2], patches=129, dim=129)
+def test_patches_and_dimensions_may_take_more_than_one_tile(kernels):
+    config = config_of(ROWS[4])
+    arrays = oracle.random_arrays(0, 1, MASK[:2], patches=129, dim=130)
     assert_all_close(scores_and_gradients(arrays, config, kernels), scores_and_gradients(arrays, config))
 
 
-@each_kernel
-@pytest.mark.parametrize("config", SOME)
-def test_padding_words_are_never_read_and_have_no_gradient(config, kernels):
-    word, word_logit = np.where(MASK[..., None], ARRAYS.word, np.nan), np.where(MASK, ARRAYS.word_logit, np.nan)
-    dirty = scores_and_gradients(ARRAYS._replace(word=word, word_logit=word_logit), config, kernels)
-    assert_all_close(dirty, found_of(config, kernels), 1e-6)
-    assert np.all(dirty["gradient"]["word"][~MASK] == 0)
-    assert np.all(dirty["gradient"]["word_logit"][~MASK] == 0)
-
-
-@each_kernel
-@pytest.mark.parametrize("config", SOME)
-def test_a_report_without_words_scores_zero_and_has_no_gradient(config, kernels):
-    cotangent = np.zeros((2, 4))
-    cotangent[:, EMPTY] = 3.0
-    found = scores_and_gradients(ARRAYS, config, kernels, cotangent)
-    assert np.all(found["z"][:, EMPTY] == 0)
-    assert all(np.all(gradient == 0) for gradient in found["gradient"].values())
-
-
-@each_kernel
-@pytest.mark.parametrize("config", [config_of(ROWS[9]), config_of(ROWS[3])])
-def test_operands_in_bfloat16_agree_to_a_hundredth(config, kernels):
-    arrays = oracle.random_arrays(1, 2, MASK, patches=49, dim=32)
+@pytest.mark.parametrize(("kernels", "row"), [(pallas_tpu, 3), (pallas_tpu, 9), (pallas_gpu, 9)])
+def test_operands_in_bfloat16_agree_to_a_hundredth(kernels, row):
+    """At dimensions in use: with few of them, three rounds make more of what rounding the features alone does."""
+    config = config_of(ROWS[row])
+    arrays = oracle.random_arrays(1, 2, MASK, patches=49, dim=128)
     expected = scores_and_gradients(arrays, config)
     found = scores_and_gradients(arrays, dataclasses.replace(config, dtype="bfloat16"), kernels)
     np.testing.assert_allclose(found["z"], expected["z"], atol=1e-2)
     for name, gradient in expected["gradient"].items():
-        assert np.linalg.norm(found["gradient"][name] - gradient) < 1e-2 * np.linalg.norm(gradient) + 1e-6
+        assert np.linalg.norm(found["gradient"][name] - gradient) < 1e-2 * np.linalg.norm(gradient)
         assert found["gradient"][name].dtype == np.float32
 
 
-@each_kernel
-def test_bfloat16_features_have_bfloat16_gradients_computed_in_float32(kernels):
+def test_bfloat16_features_have_bfloat16_gradients_computed_in_float32():
     config = config_of(ROWS[9])
     images, texts = ARRAYS.features(jnp.bfloat16)
     rounded = ARRAYS._replace(patch=images.patch, word=texts.word, word_logit=texts.word_logit)
     found, expected = (
-        scores_and_gradients(ARRAYS, config, kernels, dtype=jnp.bfloat16),
+        scores_and_gradients(ARRAYS, config, pallas_tpu, jnp.bfloat16),
         scores_and_gradients(rounded, config),
     )
     np.testing.assert_allclose(found["z"], expected["z"], atol=1e-5)
@@ -139,7 +117,7 @@ def test_bfloat16_features_have_bfloat16_gradients_computed_in_float32(kernels):
         np.testing.assert_allclose(gradient.astype(np.float32), expected["gradient"][name], rtol=1e-2, atol=1e-5)
 
 
-@settings(max_examples=4)  # each compiles
+@settings(max_examples=3)  # each compiles
 @given(problems(), st.sampled_from(list(KERNELS)))
 def test_kernels_are_the_reference_for_any_shape_and_mask(problem, name):
     arrays, config = problem
@@ -153,18 +131,18 @@ def test_without_an_accelerator_a_kernel_is_interpreted():
 
 
 @pytest.mark.parametrize(("platform", "target"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
-@pytest.mark.parametrize("config", [*SOME, dataclasses.replace(SOME[1], dtype="bfloat16")])
-def test_kernels_are_lowered_for_machines_that_are_not_here(platform, target, config):
+@pytest.mark.parametrize(("row", "dtype"), [(3, "float32"), (6, "bfloat16")])
+def test_kernels_are_lowered_for_machines_that_are_not_here(platform, target, row, dtype):
     """Up to the compiler of the accelerator: every operation has to have a form in the language of its kernels."""
     images, texts = oracle.random_arrays(0, 2, np.ones((3, 40), bool), patches=70, dim=10).features()
+    config = dataclasses.replace(config_of(ROWS[row]), dtype=dtype)
 
     def total(patch, word, word_logit):
         texts_ = texts.replace(word=word, word_logit=word_logit)
         return pallas.word_patch_similarity(images.replace(patch=patch), texts_, config=config).sum()
 
-    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-    module = jax.export.export(gradient, platforms=[platform])(images.patch, texts.word, texts.word_logit).mlir_module()
-    assert target in module
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(images.patch, texts.word, texts.word_logit)
+    assert target in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "lanes"))
@@ -217,8 +195,8 @@ def test_most_of_a_tile_is_words_where_reports_differ():
     """Reports of 5 to 97 words, as real ones are: what kernels compute, as a multiple of what the words need."""
     lengths = np.random.default_rng(0).integers(5, 98, size=256)
     mask = jnp.asarray(np.arange(97) < lengths[:, None])
-    tpu = pack(mask, rows=pallas_tpu.ROWS, lanes=pallas_tpu.LANES)
-    gpu = pack(mask, rows=pallas_gpu.ROWS, lanes=pallas_gpu.LANES)
+    tpu = _round_trip(mask, pallas_tpu.ROWS, pallas_tpu.LANES)[0]
+    gpu = _round_trip(mask, pallas_gpu.ROWS, pallas_gpu.LANES)[0]
     assert int(tpu.count) * pallas_tpu.ROWS < 1.25 * lengths.sum()
-    assert int(jnp.sum(-(-gpu.rows // pallas_gpu.PART))) * pallas_gpu.PART < 1.2 * lengths.sum()
-    assert mask.size > 1.85 * lengths.sum()  # every report padded to the longest
+    assert np.sum(-(-np.asarray(gpu.rows) // pallas_gpu.PART)) * pallas_gpu.PART < 1.2 * lengths.sum()
+    assert mask.size > 1.8 * lengths.sum()  # every report padded to the longest

@@ -2,18 +2,11 @@
 
 A GPU runs programs in any order and at once. To be the same every time, each sum belongs to one program: the gradient
 of a patch to that of its image, which goes through all sheets, the gradient of a word to that of its sheet, which goes
-through all images. The two kernels share all code but the sums that they make.
-
-A sheet [W N] is more than registers hold. Unless patches weigh differently for each report (`importance`), a word's
-region does not depend on other words: a program then takes a few rows of the sheet at a time, as many as are in use,
-and only their scores meet, in the head. Column tiles are separate values, because a part of a register array cannot be
-addressed.
+through all images. The two kernels share all code but the sums that they make (`pallas_gpu_kernel`).
 """
 
 import functools
-import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,62 +15,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from plan_jax.alignment.pallas_head import head, head_gradient
-from plan_jax.alignment.pallas_pack import Packed
-from plan_jax.alignment.pallas_slab import Slab, each
-from plan_jax.alignment.pallas_tile import Gradient, Tile, backward, forward, word_logits
+from plan_jax.alignment.pallas_gpu_kernel import LANES, TILE, Form, Inputs, forward_kernel, patch_kernel, word_kernel
+from plan_jax.alignment.pallas_pack import Packed, padded
 from plan_jax.config import AlignmentConfig
 
-LANES = 16  # reports of a sheet: the least that a matrix product takes
 ROWS = 128  # words of a sheet, or what the longest report needs
 PART = 32  # rows taken at a time where words are independent
-TILE = 128  # columns of a tile, and what N and D are padded to multiples of
 PROGRAMS = 264  # sums are split until so many programs run: two for each of an H100's 132 multiprocessors
-WARPS = 8
-
-Ref = Any  # a reference to an array in memory: indexed like an array, and written to
-
-
-class Inputs(NamedTuple):
-    """What every kernel reads, in full.
-
-    Attributes:
-        patch: [I N D], padded.
-        gram: G of each image [I N N].
-        word: [C W D], padded.
-        logit: [C W].
-        lane: report of each row within its sheet [C W].
-        rows: in use in each sheet [C].
-        base: first report of each sheet's lanes [C].
-        count: sheets in use [1].
-    """
-
-    patch: Ref
-    gram: Ref
-    word: Ref
-    logit: Ref
-    lane: Ref
-    rows: Ref
-    base: Ref
-    count: Ref
-
-
-class Place(NamedTuple):
-    """Where a program is: an image, a sheet, and what its kernel is specialised to."""
-
-    inputs: Inputs
-    image: Array
-    sheet: Array
-    form: "Form"
-
-
-class Form(NamedTuple):
-    """What a kernel is specialised to: the equations, N, the rows taken at a time, and whether this is a test."""
-
-    config: AlignmentConfig
-    patches: int
-    part: int
-    interpret: bool
+PARAMETERS = plgpu.CompilerParams(num_warps=8, num_stages=1)
 
 
 def sheet_rows(reports: int, words: int) -> int:
@@ -100,11 +45,11 @@ def similarity(
     images, reports = len(patch), packed.sheets.reports
     nothing = jnp.zeros((images, -(-reports // LANES) * LANES), jnp.float32)  # z of reports without words
     (z,) = pl.pallas_call(
-        functools.partial(_forward_kernel, form=form),
+        functools.partial(forward_kernel, form=form),
         out_shape=[jax.ShapeDtypeStruct(nothing.shape, jnp.float32)],
         grid=(images, len(packed.word)),
         input_output_aliases={len(inputs): 0},
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=PARAMETERS,
         interpret=interpret,
     )(*inputs, nothing)
     return z[:, :reports]
@@ -120,7 +65,7 @@ def gradients(
 ) -> tuple[Float[Array, "I N D"], Float[Array, "C W D"], Float[Array, "C W"]]:
     """Those of sum(of_z * z), in float32, with respect to patch, word and logit, given as to `similarity`."""
     inputs, form = _inputs(patch, packed), _form(patch, packed, config, interpret)
-    of_z = _padded(of_z, LANES, 1)
+    of_z = padded(of_z, 1, multiple=LANES)
     images, sheets = len(patch), len(packed.word)
 
     def run(kernel: Callable, own: int, others: int, shapes: list[tuple[int, ...]]) -> list[Array]:
@@ -129,237 +74,28 @@ def gradients(
             functools.partial(kernel, form=form),
             out_shape=[jax.ShapeDtypeStruct((splits, *shape), jnp.float32) for shape in shapes],
             grid=(own, splits),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+            compiler_params=PARAMETERS,
             interpret=interpret,
         )(*inputs, of_z)
         return [x.sum(axis=0) for x in sums]
 
-    of_patch, of_gram = run(_patch_kernel, images, sheets, [inputs.patch.shape, inputs.gram.shape])
-    of_word, of_logit = run(_word_kernel, sheets, images, [inputs.word.shape, inputs.logit.shape])
+    of_patch, of_gram = run(patch_kernel, images, sheets, [inputs.patch.shape, inputs.gram.shape])
+    of_word, of_logit = run(word_kernel, sheets, images, [inputs.word.shape, inputs.logit.shape])
     both, wide = of_gram + of_gram.mT, inputs.patch.astype(jnp.float32)
     of_patch = of_patch + jnp.einsum("inm,imd->ind", both, wide, precision=lax.Precision.HIGHEST)  # [I N D]
     return of_patch[:, : patch.shape[1], : patch.shape[2]], of_word[:, :, : patch.shape[2]], of_logit
 
 
-def _forward_kernel(*refs: Ref, form: Form) -> None:
-    inputs, (_, z_ref) = Inputs(*refs[:8]), refs[8:]
-    place = Place(inputs, pl.program_id(0), pl.program_id(1), form)
-    member = _member(place)
-    score, logits = _scores(place)
-    z = head(score, logits, member, form.config).z.reshape(LANES)
-    # Sheets of other programs share these lanes.
-    own = z_ref.at[place.image, pl.ds(inputs.base[place.sheet], LANES)]
-    plgpu.store(own, z, mask=member.sum(axis=0) > 0)
-
-
-def _patch_kernel(*refs: Ref, form: Form) -> None:
-    """Sums over the sheets: dU but for its part through G, and dG."""
-    inputs, (of_z_ref, of_patch_ref, of_gram_ref) = Inputs(*refs[:8]), refs[8:]
-    image, split = pl.program_id(0), pl.program_id(1)
-    splits, _, patches, depth = of_patch_ref.shape
-    _clear(of_patch_ref, (split, image), TILE, form)
-    _clear(of_gram_ref, (split, image), TILE, form)
-    columns, operand = range(0, patches, TILE), inputs.patch.dtype
-
-    def visit(step: Array, _: None) -> None:
-        place = Place(inputs, image, split + step * splits, form)
-
-        def collect(rows: Any, gradient: Gradient) -> None:
-            for n, m in itertools.product(range(len(columns)), repeat=2):
-                terms = [_dot(x[n].astype(operand), y[m].astype(operand), (0, 0), form) for x, y in gradient.gram]
-                where = split, image, pl.ds(n * TILE, TILE), pl.ds(m * TILE, TILE)
-                of_gram_ref[where] += sum(terms, start=jnp.zeros((TILE, TILE), jnp.float32))  # [T T]
-
-            def along(d: Array, _: None) -> None:
-                part = pl.ds(d * TILE, TILE)
-                word = inputs.word[place.sheet, rows, part]
-                for n, x in zip(columns, gradient.initial, strict=True):
-                    where = split, image, pl.ds(n, TILE), part
-                    of_patch_ref[where] += _dot(x.astype(word.dtype), word, (0, 0), form)  # [T T]
-
-            lax.fori_loop(0, depth // TILE, along, None)
-
-        _go_back(place, of_z_ref, collect)
-        _wait(form)
-
-    lax.fori_loop(0, (inputs.count[0] - split + splits - 1) // splits, visit, None)
-
-
-def _word_kernel(*refs: Ref, form: Form) -> None:
-    """Sums over the images: dW, and the gradient of the words' logits."""
-    inputs, (of_z_ref, of_word_ref, of_logit_ref) = Inputs(*refs[:8]), refs[8:]
-    sheet, split = pl.program_id(0), pl.program_id(1)
-    splits, _, rows, depth = of_word_ref.shape
-    _clear(of_word_ref, (split, sheet), form.part, form)
-
-    def visit(step: Array, of_logit: Array) -> Array:
-        place = Place(inputs, split + step * splits, sheet, form)
-
-        def collect(rows: Any, gradient: Gradient) -> None:
-            def along(d: Array, _: None) -> None:
-                part = pl.ds(d * TILE, TILE)
-                total = 2 * gradient.square * inputs.word[sheet, rows, part].astype(jnp.float32)  # [part T]
-                for n, x in enumerate(gradient.initial):
-                    patch = inputs.patch[place.image, pl.ds(n * TILE, TILE), part]
-                    total += _dot(x.astype(patch.dtype), patch, (1, 0), form)  # [part T]
-                of_word_ref[split, sheet, rows, part] += total
-
-            lax.fori_loop(0, depth // TILE, along, None)
-
-        of_logit += _go_back(place, of_z_ref, collect)
-        _wait(form)
-        return of_logit
-
-    images = jnp.where(inputs.rows[sheet] > 0, (len(inputs.patch) - split + splits - 1) // splits, 0)
-    of_logit = lax.fori_loop(0, images, visit, jnp.zeros((rows, 1), jnp.float32))
-    of_logit_ref[split, sheet, :] = of_logit.reshape(rows)
-
-
-def _go_back(place: Place, of_z_ref: Ref, collect: Callable[[Any, Gradient], None]) -> Float[Array, "W 1"]:
-    """Both passes over one tile; `collect` is given each part's gradient. Returns that of the logits."""
-    config, part = place.form.config, place.form.part
-    member, logits = _member(place), _logits(place)
-    of_z = of_z_ref[place.image, pl.ds(place.inputs.base[place.sheet], LANES)].reshape(1, LANES)
-    score, simple = jnp.zeros_like(logits), config.aggregation == "mean" and config.word_importance != "pair"
-    if not simple:  # how z depends on a word's score depends on all scores: a pass more
-        score, logits = _scores(place)
-    of_score, of_word = head_gradient(head(score, logits, member, config), of_z, config)
-
-    def step(number: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        tile = _tile(place, number * part)
-        rounds, score = forward(tile, config)
-        gradient = backward(tile, rounds, _get(of_score, number, part), _get(of_word, number, part), config)
-        collect(pl.ds(number * part, part), gradient)
-        return _set(found[0], score, number), _set(found[1], gradient.logit, number)
-
-    nothing = jnp.zeros_like(logits)
-    score, of_logit = lax.fori_loop(0, _parts_in_use(place), step, (nothing, nothing))
-    if simple and config.word_importance == "text":
-        of_logit += head_gradient(head(score, logits, member, config), of_z, config)[1]
-    return of_logit
-
-
-def _scores(place: Place) -> tuple[Float[Array, "W 1"], Float[Array, "W 1"]]:
-    """Of all words of a sheet: score, and what alpha is a softmax of."""
-    config, part = place.form.config, place.form.part
-
-    def step(number: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        tile = _tile(place, number * part)
-        rounds, score = forward(tile, config)
-        logits = word_logits(tile, rounds[-1].similarity, config)
-        return _set(found[0], score, number), _set(found[1], logits, number)
-
-    nothing = jnp.zeros((place.inputs.word.shape[1], 1), jnp.float32)
-    return lax.fori_loop(0, _parts_in_use(place), step, (nothing, nothing))
-
-
-def _tile(place: Place, begin: Array) -> Tile:
-    """The tile of one image and some rows of a sheet."""
-    inputs, image, sheet, form = place
-    rows, columns = pl.ds(begin, form.part), range(0, inputs.patch.shape[1], TILE)
-
-    def along(d: Array, found: tuple[Slab, Array]) -> tuple[Slab, Array]:
-        part = pl.ds(d * TILE, TILE)
-        word = inputs.word[sheet, rows, part]
-        wide = word.astype(jnp.float32)
-        patches = (inputs.patch[image, pl.ds(n, TILE), part] for n in columns)
-        initial = tuple(s + _dot(word, patch, (1, 1), form) for s, patch in zip(found[0], patches, strict=True))
-        return initial, found[1] + (wide * wide).sum(axis=1, keepdims=True)
-
-    def times_gram(a: Slab) -> Slab:
-        a = each(lambda x: x.astype(inputs.gram.dtype), a)
-
-        def column(n: int) -> Array:
-            grams = (inputs.gram[image, pl.ds(m, TILE), pl.ds(n, TILE)] for m in columns)
-            return functools.reduce(jnp.add, (_dot(x, g, (1, 0), form) for x, g in zip(a, grams, strict=True)))
-
-        return tuple(column(n) for n in columns)  # [part N]
-
-    nothing = tuple(jnp.zeros((form.part, TILE), jnp.float32) for _ in columns)
-    start = nothing, jnp.zeros((form.part, 1), jnp.float32)
-    initial, square = lax.fori_loop(0, inputs.patch.shape[2] // TILE, along, start)  # S_0 [part N]
-    real = tuple(lax.broadcasted_iota(jnp.int32, (1, TILE), 1) + n < form.patches for n in columns)
-    logit = inputs.logit[sheet, rows].reshape(form.part, 1)
-    member = _one_hot(inputs.lane[sheet, rows])
-    return Tile(initial, square, logit, member, real, form.patches, times_gram)
-
-
-def _parts_in_use(place: Place) -> Array:
-    part = place.form.part
-    return (place.inputs.rows[place.sheet] + part - 1) // part
-
-
-def _member(place: Place) -> Float[Array, "W M"]:
-    return _one_hot(place.inputs.lane[place.sheet, :])
-
-
-def _logits(place: Place) -> Float[Array, "W 1"]:
-    logit = place.inputs.logit[place.sheet, :].reshape(-1, 1)
-    return logit if place.form.config.word_importance == "text" else jnp.zeros_like(logit)
-
-
-def _one_hot(lane: Array) -> Float[Array, "W M"]:
-    reports = lax.broadcasted_iota(jnp.int32, (len(lane), LANES), 1)
-    return jnp.where(reports == lane.reshape(-1, 1), 1.0, 0.0)
-
-
-def _get(x: Float[Array, "W 1"], number: Array, part: int) -> Float[Array, "part 1"]:
-    """The rows of one part. Registers cannot be sliced: all others are left out of a sum."""
-    parts = x.reshape(-1, part)
-    chosen = lax.broadcasted_iota(jnp.int32, parts.shape, 0) == number
-    return jnp.where(chosen, parts, 0.0).sum(axis=0).reshape(part, 1)
-
-
-def _set(x: Float[Array, "W 1"], of_part: Float[Array, "part 1"], number: Array) -> Float[Array, "W 1"]:
-    """x with the rows of one part."""
-    parts = x.reshape(-1, len(of_part))
-    chosen = lax.broadcasted_iota(jnp.int32, parts.shape, 0) == number
-    return jnp.where(chosen, of_part.reshape(1, -1), parts).reshape(-1, 1)
-
-
-def _clear(ref: Ref, at: tuple[Array, Array], rows: int, form: Form) -> None:
-    """Zeros in one matrix of an array, tile by tile."""
-    across = ref.shape[3] // TILE
-
-    def one(number: Array, _: None) -> None:
-        down, right = lax.div(number, across) * rows, lax.rem(number, across) * TILE
-        ref[(*at, pl.ds(down, rows), pl.ds(right, TILE))] = jnp.zeros((rows, TILE), jnp.float32)
-
-    lax.fori_loop(0, ref.shape[2] // rows * across, one, None)
-    _wait(form)
-
-
-def _wait(form: Form) -> None:
-    """Until all threads of this program have written: others read it next."""
-    if not form.interpret:
-        plgpu.debug_barrier()
-
-
-def _dot(x: Array, y: Array, over: tuple[int, int], form: Form) -> Array:
-    """Matrix product over one axis of each; float32 operands as three terms of 11 bits, which tensor cores multiply."""
-    precision = None
-    if x.dtype == jnp.float32:
-        exact = lax.Precision.HIGHEST
-        precision = exact if form.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-    axes = (((over[0],), (over[1],)), ((), ()))
-    return lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
-
-
 def _inputs(patch: Float[Array, "I N D"], packed: Packed) -> Inputs:
     sheets = packed.sheets
-    patch = _padded(patch, TILE, 1, 2)
+    patch = padded(patch, 1, 2, multiple=TILE)
     exact = lax.Precision.HIGHEST if patch.dtype == jnp.float32 else None
     gram = jnp.einsum("ind,imd->inm", patch, patch, precision=exact, preferred_element_type=jnp.float32)  # [I N N]
     whole = (x.astype(jnp.int32) for x in (sheets.lane, sheets.rows, sheets.base, sheets.count.reshape(1)))
     logit = packed.logit.astype(jnp.float32)
-    return Inputs(patch, gram.astype(patch.dtype), _padded(packed.word, TILE, 2), logit, *whole)
+    return Inputs(patch, gram.astype(patch.dtype), padded(packed.word, 2, multiple=TILE), logit, *whole)
 
 
 def _form(patch: Array, packed: Packed, config: AlignmentConfig, interpret: bool) -> Form:
     rows = packed.word.shape[1]
     return Form(config, patch.shape[1], rows if config.importance else min(rows, PART), interpret)
-
-
-def _padded(x: Array, multiple: int, *axes: int) -> Array:
-    """Zeros up to a multiple."""
-    return jnp.pad(x, [(0, -n % multiple if axis in axes else 0) for axis, n in enumerate(x.shape)])

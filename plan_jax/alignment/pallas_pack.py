@@ -7,7 +7,6 @@ which are known only when the program runs; arrays have room for the most there 
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -88,6 +87,11 @@ def put(x: Float[Array, "C W *D"], sheets: Sheets, like: Float[Array, "R L *D"])
     """The inverse of `take`; 0 for padding words."""
     flat = jnp.zeros((like.shape[0] * like.shape[1], *like.shape[2:]), x.dtype)
     return flat.at[sheets.place].set(x, mode="drop").reshape(like.shape).astype(like.dtype)
+
+
+def padded(x: Array, *axes: int, multiple: int) -> Array:
+    """Zeros added at the end of these axes, up to a multiple."""
+    return jnp.pad(x, [(0, -n % multiple if axis in axes else 0) for axis, n in enumerate(x.shape)])
 
 
 def _chain(following: Int[Array, " R"], length: int) -> Int[Array, " length+1"]:

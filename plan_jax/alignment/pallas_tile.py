@@ -9,7 +9,8 @@ which takes one product of 2 L N^2 operations where r = A U and q U' take 4 L N 
 dA, and one for dG = sum of X' Y, which becomes dU once per image. Counted over forward and backward pass this is less
 work than the form with regions while N < 2D (K = 3: 19 products against 32 at N = D, 33 against 32 at N = 2D).
 
-A matrix [W N] is a `Slab`, a tuple of column tiles: the TPU's kernel holds it as one, the GPU's as several. Columns beyond the last patch hold zeros. How P and dG are computed is the kernel's, which hands over functions.
+A matrix [W N] is a `Slab`, a tuple of column tiles: the TPU's kernel holds it as one, the GPU's as several. Columns
+beyond the last patch hold zeros. How a product with G is made is the kernel's, which hands over a function.
 """
 
 import functools

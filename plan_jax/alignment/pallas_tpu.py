@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from plan_jax.alignment.pallas_head import head, head_gradient
-from plan_jax.alignment.pallas_pack import Packed, Sheets
+from plan_jax.alignment.pallas_pack import Packed, Sheets, padded
 from plan_jax.alignment.pallas_slab import dot
 from plan_jax.alignment.pallas_tile import Tile, backward, forward, word_logits
 from plan_jax.config import AlignmentConfig
@@ -27,7 +27,7 @@ from plan_jax.config import AlignmentConfig
 LANES = 128  # the width of a vector register: the reports of a sheet, and what N, D and W are padded to multiples of
 SUBLANES = 8
 ROWS = 256  # words of a sheet: twice the side of a matrix unit, so that sheets of long reports are well filled too
-GROUP_BYTES = 24 * 2**20  # what a group of images may hold on the chip
+GROUP_BYTES = 24 * 2**20  # what a group of images may hold on the chip; more than a v4 has in all
 CHIP_BYTES = 96 * 2**20  # what a kernel may use of the chip's memory
 
 Ref = Any  # a reference to an array in the chip's memory: indexed like an array, and written to
@@ -50,7 +50,7 @@ def similarity(
         interpret: run as a program of the platform at hand, for tests.
     """
     (images, patches), sheets = patch.shape[:2], packed.sheets
-    patch, word, about = _padded(patch, 1, 2), _padded(packed.word, 2), _about_rows(packed)
+    patch, word = padded(patch, 1, 2, multiple=LANES), padded(packed.word, 2, multiple=LANES)
     _, columns, dim = patch.shape
     rows = word.shape[1]
     windows = -(-sheets.reports // LANES)
@@ -70,7 +70,7 @@ def similarity(
         ),
         compiler_params=_parameters("parallel", "arbitrary"),
         interpret=interpret,
-    )(_windows(sheets), patch, word, about)
+    )(_windows(sheets), patch, word, _about_rows(packed))
     return z.reshape(images, windows * LANES)[:, : sheets.reports]
 
 
@@ -84,8 +84,8 @@ def gradients(
 ) -> tuple[Float[Array, "I N D"], Float[Array, "C W D"], Float[Array, "C W"]]:
     """Those of sum(of_z * z), in float32, with respect to patch, word and logit, given as to `similarity`."""
     (images, patches, depth), sheets = patch.shape, packed.sheets
-    patch, word, about = _padded(patch, 1, 2), _padded(packed.word, 2), _about_rows(packed)
-    of_z = _padded(of_z, 1).reshape(images, -1, 1, LANES)
+    patch, word = padded(patch, 1, 2, multiple=LANES), padded(packed.word, 2, multiple=LANES)
+    of_z = padded(of_z, 1, multiple=LANES).reshape(images, -1, 1, LANES)
     _, columns, dim = patch.shape
     count, rows, _ = word.shape
     group = _group(images, columns, dim, patch.dtype.itemsize)
@@ -117,7 +117,7 @@ def gradients(
         ),
         compiler_params=_parameters("arbitrary", "arbitrary", "arbitrary"),
         interpret=interpret,
-    )(_windows(sheets), patch, word, about, of_z)
+    )(_windows(sheets), patch, word, _about_rows(packed), of_z)
     return of_patch[:, :patches, :depth], of_word[:, :, :depth], of_about[:, 0]
 
 
@@ -220,11 +220,6 @@ def _group(images: int, columns: int, dim: int, size: int) -> int:
     of_image = columns * dim * 2 * (size + 4) + columns * columns * (size + 4)  # blocks are held twice
     most = max(1, min(images, GROUP_BYTES // of_image))
     return next(group for group in range(most, 0, -1) if images % group == 0)
-
-
-def _padded(x: Array, *axes: int) -> Array:
-    """Zeros up to a multiple of `LANES`."""
-    return jnp.pad(x, [(0, _rounded_up(n) - n if axis in axes else 0) for axis, n in enumerate(x.shape)])
 
 
 def _rounded_up(size: int) -> int:
