@@ -92,9 +92,7 @@ class AlignmentConfig:
     map_words: str = _choice("max", "max", "mean")  # how a phrase's words make one map (`grounding_map`)
     map_spread: float = 0.0  # sigma in patches of the Gaussian mean that every map is given; 0 is none
     region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
-    dtype: str = _choice(
-        "float32", "float32", "bfloat16"
-    )  # of the operands of matrix products; sums and softmaxes are float32
+    dtype: str = _choice("float32", "float32", "bfloat16")  # of matrix products' operands; sums are float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from test_alignment import ARRAYS, CASES, EMPTY, MASK, ROWS, assert_all_close, config_of, cotangent_of, problems, ragged
 
 from plan_jax.alignment import pallas, pallas_gpu, pallas_tpu, reference
+from plan_jax.alignment.pallas_gpu_kernel import dot_of_halves
 from plan_jax.alignment.pallas_pack import most_sheets, pack, put, take
 from plan_jax.config import AlignmentConfig
 
@@ -122,6 +123,14 @@ def test_bfloat16_features_have_bfloat16_gradients_computed_in_float32():
 def test_kernels_are_the_reference_for_any_shape_and_mask(problem, name):
     arrays, config = problem
     assert_all_close(scores_and_gradients(arrays, config, KERNELS[name]), scores_and_gradients(arrays, config), 2e-5)
+
+
+def test_the_product_of_halves_is_that_of_float32():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 64)).astype(np.float32), rng.normal(size=(32, 64)).astype(np.float32)
+    found = dot_of_halves(jnp.asarray(x), jnp.asarray(y), (1, 1))
+    bound = 2**-15 * np.abs(x) @ np.abs(y).T
+    assert np.all(np.abs(found - x.astype(float) @ y.T.astype(float)) < bound)
 
 
 def test_without_an_accelerator_a_kernel_is_interpreted():

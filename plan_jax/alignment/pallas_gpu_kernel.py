@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from plan_jax.alignment.pallas_head import head, head_gradient
-from plan_jax.alignment.pallas_slab import Slab, each
+from plan_jax.alignment.pallas_slab import Slab, dot, each
 from plan_jax.alignment.pallas_tile import Gradient, Tile, backward, forward, word_logits
 from plan_jax.config import AlignmentConfig
 
@@ -109,7 +109,6 @@ def patch_kernel(*refs: Ref, form: Form) -> None:
             lax.fori_loop(0, depth // TILE, along, None)
 
         _go_back(place, of_z_ref, collect)
-        _wait(form)
 
     lax.fori_loop(0, (inputs.count[0] - split + splits - 1) // splits, visit, None)
 
@@ -135,9 +134,7 @@ def word_kernel(*refs: Ref, form: Form) -> None:
 
             lax.fori_loop(0, depth // TILE, along, None)
 
-        of_logit += _go_back(place, of_z_ref, collect)
-        _wait(form)
-        return of_logit
+        return of_logit + _go_back(place, of_z_ref, collect)
 
     images = jnp.where(inputs.rows[sheet] > 0, (len(inputs.patch) - split + splits - 1) // splits, 0)
     of_logit = lax.fori_loop(0, images, visit, jnp.zeros((rows, 1), jnp.float32))
@@ -159,6 +156,7 @@ def _go_back(place: Place, of_z_ref: Ref, collect: Callable[[Any, Gradient], Non
         rounds, score = forward(tile, config)
         gradient = backward(tile, rounds, _get(of_score, number, part), _get(of_word, number, part), config)
         collect(pl.ds(number * part, part), gradient)
+        _wait(place.form)
         return _set(found[0], score, number), _set(found[1], gradient.logit, number)
 
     nothing = jnp.zeros_like(logits)
@@ -176,6 +174,7 @@ def _scores(place: Place) -> tuple[Float[Array, "W 1"], Float[Array, "W 1"]]:
         tile = _tile(place, number * part)
         rounds, score = forward(tile, config)
         logits = word_logits(tile, rounds[-1].similarity, config)
+        _wait(place.form)  # without it the compiler keeps all of G in shared memory, from before the loop on
         return _set(found[0], score, number), _set(found[1], logits, number)
 
     nothing = jnp.zeros((place.inputs.word.shape[1], 1), jnp.float32)
@@ -265,10 +264,19 @@ def _wait(form: Form) -> None:
 
 
 def _dot(x: Array, y: Array, over: tuple[int, int], form: Form) -> Array:
-    """Matrix product over one axis of each; float32 operands as three terms of 11 bits, which tensor cores multiply."""
-    precision = None
-    if x.dtype == jnp.float32:
-        exact = lax.Precision.HIGHEST
-        precision = exact if form.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-    axes = (((over[0],), (over[1],)), ((), ()))
-    return lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
+    """Matrix product over one axis of each, summed in float32."""
+    return dot(x, y, over) if x.dtype == jnp.bfloat16 or form.interpret else dot_of_halves(x, y, over)
+
+
+def dot_of_halves(x: Array, y: Array, over: tuple[int, int]) -> Array:
+    """Product of float32 operands as sums of two in bfloat16, with an error of 2^-16 of the terms' size.
+
+    Three terms of tf32 have less, but take twice the registers, which are what a tile is short of.
+    """
+
+    def halves(x: Array) -> tuple[Array, Array]:
+        large = x.astype(jnp.bfloat16)
+        return large, (x - large.astype(jnp.float32)).astype(jnp.bfloat16)
+
+    (x, small_x), (y, small_y) = halves(x), halves(y)
+    return dot(x, y, over) + dot(x, small_y, over) + dot(small_x, y, over)

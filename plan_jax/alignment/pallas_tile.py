@@ -6,8 +6,8 @@ is never formed: <r, w> = sum_n A S_0, |r|^2 = sum_n A P, and a round of refinem
     len^2 = |w|^2 + 2 gamma sum_n A S_0 + gamma^2 sum_n A P,    S' = rho S + (1 - rho) (S_0 + gamma P) / len
 
 which takes one product of 2 L N^2 operations where r = A U and q U' take 4 L N D. The reverse pass takes one more for
-dA, and one for dG = sum of X' Y, which becomes dU once per image. Counted over forward and backward pass this is less
-work than the form with regions while N < 2D (K = 3: 19 products against 32 at N = D, 33 against 32 at N = 2D).
+dA, and one for dG = sum of X' Y, which becomes dU once per image. In units of 2 L N D, forward and backward pass with
+what is computed anew take 4 + (4K + 3) N / D, the form with regions 8 + 8K: less work while N < 1.8 D.
 
 A matrix [W N] is a `Slab`, a tuple of column tiles: the TPU's kernel holds it as one, the GPU's as several. Columns
 beyond the last patch hold zeros. How a product with G is made is the kernel's, which hands over a function.
