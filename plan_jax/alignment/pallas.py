@@ -4,6 +4,8 @@ Values and gradients are those of `plan_jax.alignment.reference`. The backward p
 every tile anew, with the reverse of the equations by hand (`pallas_tile`, `pallas_head`). How reports share a tile is
 `pallas_pack`'s, how tiles are gone through and sums are made `pallas_tpu`'s and `pallas_gpu`'s. On other platforms the
 kernels for TPU are interpreted, which is slow: `plan_jax.alignment.scan` is the form for those.
+
+Inside `jax.shard_map` the kernels need `check_vma=False`; outside of it they do not run on several devices.
 """
 
 import functools
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from plan_jax.alignment import pallas_gpu, pallas_tpu
+from plan_jax.alignment import pallas_gpu, pallas_tpu, scan
 from plan_jax.alignment.pallas_pack import Packed, pack, put, take
 from plan_jax.config import AlignmentConfig
 from plan_jax.types import ImageFeatures, TextFeatures
@@ -27,8 +29,15 @@ def word_patch_similarity(
     image_features: ImageFeatures, text_features: TextFeatures, *, config: AlignmentConfig
 ) -> Float[Array, "I R"]:
     """Local similarity z of every image with every report."""
-    texts = text_features
-    return all_pairs(config, on_this_platform, image_features.patch, texts.word, texts.word_logit, texts.mask)
+
+    def fused(images: ImageFeatures, texts: TextFeatures) -> Array:
+        return all_pairs(config, on_this_platform, images.patch, texts.word, texts.word_logit, texts.mask)
+
+    if not config.importance:
+        return fused(image_features, text_features)
+    # Patches that weigh differently for each report tie its words together: a GPU cannot hold so many at once.
+    plain = functools.partial(scan.word_patch_similarity, config=config)
+    return jax.lax.platform_dependent(image_features, text_features, cuda=plain, default=fused)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -3,6 +3,8 @@
 A GPU runs programs in any order and at once. To be the same every time, each sum belongs to one program: the gradient
 of a patch to that of its image, which goes through all sheets, the gradient of a word to that of its sheet, which goes
 through all images. The two kernels share all code but the sums that they make (`pallas_gpu_kernel`).
+
+There is no patch importance here: `config.importance` must be 0.
 """
 
 import functools
@@ -20,7 +22,7 @@ from plan_jax.alignment.pallas_pack import Packed, padded
 from plan_jax.config import AlignmentConfig
 
 ROWS = 128  # words of a sheet, or what the longest report needs
-PART = 32  # rows taken at a time where words are independent
+PART = 32  # rows taken at a time
 PROGRAMS = 264  # sums are split until so many programs run: two for each of an H100's 132 multiprocessors
 PARAMETERS = plgpu.CompilerParams(num_warps=8, num_stages=1)
 
@@ -98,4 +100,4 @@ def _inputs(patch: Float[Array, "I N D"], packed: Packed) -> Inputs:
 
 def _form(patch: Array, packed: Packed, config: AlignmentConfig, interpret: bool) -> Form:
     rows = packed.word.shape[1]
-    return Form(config, patch.shape[1], rows if config.importance else min(rows, PART), interpret)
+    return Form(config, patch.shape[1], min(rows, PART), interpret)

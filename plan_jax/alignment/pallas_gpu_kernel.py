@@ -1,9 +1,8 @@
 """The GPU's kernels: what one program computes, and the sums it makes.
 
-A sheet [W N] is more than registers hold. Unless patches weigh differently for each report (`importance`), a word's
-region does not depend on other words: a program then takes a few rows of the sheet at a time, as many as are in use,
-and only their scores meet, in the head. Column tiles are separate values, because a part of a register array cannot be
-addressed.
+A sheet [W N] is more than registers hold. As long as patches do not weigh differently for each report, a word's region
+does not depend on other words: a program takes a few rows of the sheet at a time, as many as are in use, and only their
+scores meet, in the head. Column tiles are separate values, because a part of a register array cannot be addressed.
 """
 
 import functools

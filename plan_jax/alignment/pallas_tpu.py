@@ -4,8 +4,9 @@ A TPU runs its grid in order, so results are summed in memory that stays on the 
 forward pass goes through the sheets of one image after the other; the gradient of the words needs the other order. Its
 grid therefore takes a group of images whose features and gradients fit on the chip together: for each sheet it runs
 over the images of the group, adds up the words' gradient on the chip, and adds that to what earlier groups left in
-main memory. So both gradients come from one pass, summed in a fixed order. The number of sheets is a bound of the grid
-that is known only at run time: a sheet that is not in use costs no step.
+main memory. So both gradients come from one pass, summed in a fixed order; on chips with two cores, v4 and v5p, that
+order leaves the backward pass to one of them. The number of sheets is a bound of the grid that is known only at run
+time: a sheet that is not in use costs no step.
 """
 
 import functools
