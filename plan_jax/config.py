@@ -95,7 +95,7 @@ class AlignmentConfig:
     map_spread: float = 0.0  # sigma in patches of the Gaussian mean that every map is given; 0 is none
     region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
     dtype: str = _choice("float32", "float32", "bfloat16")  # of the matrix products' operands; sums are float32
-    implementation: str = _choice("auto", "auto", "reference", "scan")  # auto: by platform
+    implementation: str = _choice("auto", "auto", "reference", "scan", "pallas")  # auto: by platform
     exchange: str = _choice("gather", "gather", "ring")  # of reports between devices; ring holds one shard at a time
 
 

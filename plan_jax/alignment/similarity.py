@@ -5,13 +5,14 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
-from plan_jax.alignment import reference, scan
+from plan_jax.alignment import pallas, reference, scan
+from plan_jax.alignment.platform import GPU, TPU, device_kind, platform_here
 from plan_jax.alignment.sharded import batch_axes, sharded
 from plan_jax.config import AlignmentConfig
 from plan_jax.types import ImageFeatures, TextFeatures
 
-KERNELS_FOR = ("tpu", "gpu", "cuda")  # platforms with a fused kernel
-IMPLEMENTATIONS = {"reference": reference.all_pairs, "scan": scan.all_pairs}
+IMPLEMENTATIONS = {"reference": reference.all_pairs, "scan": scan.all_pairs, "pallas": pallas.all_pairs}
+SMALL_MEMORY = "TPU v4"  # its fast memory does not hold the backward pass of the fused kernel
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -24,15 +25,16 @@ def word_patch_similarity(
         InputError: under a mesh, the images or the reports do not divide evenly among its devices.
     """
     inputs = image_features.patch, text_features.word, text_features.word_logit, text_features.mask
-    chosen = _best_here() if config.implementation == "auto" else config.implementation
+    chosen = best_here(config) if config.implementation == "auto" else config.implementation
     all_pairs = functools.partial(IMPLEMENTATIONS[chosen], config)
     if batch_axes():
         return sharded(all_pairs, *inputs, config=config)
     return all_pairs(*inputs)
 
 
-def _best_here() -> str:
-    """The implementation for the devices of the mesh in force, which may not be here, or for the default device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = getattr(device, "platform", None) or jax.default_backend()
-    return "pallas" if platform in KERNELS_FOR else "scan"
+def best_here(config: AlignmentConfig) -> str:
+    """The implementation for the platform that the program is traced for."""
+    platform = platform_here()
+    if platform in GPU:
+        return "scan" if config.importance else "pallas"
+    return "pallas" if platform in TPU and not device_kind().startswith(SMALL_MEMORY) else "scan"
