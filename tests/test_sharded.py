@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_alignment import ragged
 
+from plan_jax.alignment import sharded
 from plan_jax.alignment.similarity import word_patch_similarity
 from plan_jax.config import AlignmentConfig, Config, LossConfig
 from plan_jax.errors import InputError
@@ -82,6 +83,16 @@ def test_scores_are_rows_on_the_device_of_their_image(exchange, shape):
         z = word_patch_similarity(*features, config=config)
     assert z.sharding.spec == PartitionSpec("data")
     assert_same(z, oracle.word_patch_similarity(arrays, config))
+
+
+@pytest.mark.parametrize("reports", [1, 2, 3, 4, 5])
+def test_reports_gathered_in_tiles_have_the_loss_and_the_gradients_of_one_device(reports, monkeypatch):
+    """Of a device's five reports one to five at a time, also where the last tile is short."""
+    lengths = [*LENGTHS, 4, 6]
+    arrays = oracle.random_arrays(3, 10, ragged(lengths, 10, 7), patches=6, dim=4)
+    config = config_of(1, "gather", evidence=0.5 + 0.01 * reports)  # compiled anew for every size of tile
+    monkeypatch.setattr(sharded, "TILE_BYTES", reports * 2 * 4 * 7 * 4 + 3)
+    assert_same(on_mesh(2, arrays, config), loss_and_gradients(*arrays.features(), config))
 
 
 def test_the_batch_is_spread_over_both_axes_of_a_mesh_that_has_them():

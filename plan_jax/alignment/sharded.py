@@ -1,8 +1,8 @@
 """All pairs over the devices of a mesh: each device its images against all reports.
 
-Two ways for the reports to meet all images. `gather`: every device holds all words while it computes. `ring`: each
-holds one shard at a time, computes, and has meanwhile sent it on to its neighbour; memory does not grow with the number
-of devices. The backward pass exchanges anew, so that nothing but a device's own features is kept for it.
+Two ways for the reports to meet all images. `gather`: all devices gather a tile of reports from each, compute, and go
+on to the next tile. `ring`: each holds the reports of one device at a time, computes, and has meanwhile sent them on to
+its neighbour. The backward pass exchanges anew, so that nothing but a device's own features is kept for it.
 """
 
 import functools
@@ -19,6 +19,9 @@ from plan_jax.config import AlignmentConfig
 from plan_jax.errors import InputError
 
 BATCH_AXES = ("data", "fsdp")  # of a mesh; the batch is spread over those that it has
+
+# Of the gathered words of a tile, in float32 as their cotangents are; a kernel needs a few times as much beside them.
+TILE_BYTES = 2**28
 
 # z [I R] of images and reports of one device, from patch [I N D], word [R L D], word_logit [R L] and mask [R L].
 AllPairs = Callable[[Array, Array, Array, Array], Array]
@@ -94,17 +97,59 @@ _sharded.defvjp(_forward, _backward)
 def _gathered(
     all_pairs: AllPairs, axes: tuple[str, ...], patch: Array, word: Array, word_logit: Array, mask: Array
 ) -> Array:
-    word, word_logit, mask = _all((word, word_logit, mask), axes)
-    return all_pairs(patch, word, word_logit, mask)
+    def block(_: None, tile: Reports) -> tuple[None, Array]:
+        """z of this device's images and the tile's reports of every device [I/devices devices reports]."""
+        z = all_pairs(patch, *_all(tile, axes))
+        return None, z.reshape(len(patch), _devices(axes), -1)
+
+    size = _tile_reports(word, axes)
+    _, z = _over_tiles(block, None, (word, word_logit, mask), axis=2, size=size)
+    return z.reshape(len(patch), -1)
 
 
 def _pull_gathered(
     all_pairs: AllPairs, axes: tuple[str, ...], patch: Array, word: Array, word_logit: Array, mask: Array, of_z: Array
 ) -> tuple[Array, ...]:
-    word, word_logit, mask = _all((word, word_logit, mask), axes)
-    of_patch, *of_reports = _pull(all_pairs, patch, word, word_logit, mask, of_z=of_z)
-    own = (jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True) for x in of_reports)
+    columns = jnp.moveaxis(of_z.reshape(len(patch), _devices(axes), -1), 2, 0)  # [R/devices I/devices devices]
+
+    def block(of_patch: Array, tile: tuple[Array, Array, Array, Array]) -> tuple[Array, tuple[Array, ...]]:
+        word, word_logit, mask = _all(tile[:3], axes)
+        of_block = jnp.moveaxis(tile[3], 0, 2).reshape(len(patch), -1)
+        more, *of_reports = _pull(all_pairs, patch, word, word_logit, mask, of_z=of_block)
+        own = (jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True) for x in of_reports)
+        return of_patch + more, tuple(own)
+
+    zero, reports = jnp.zeros(patch.shape, jnp.float32), (word, word_logit, mask, columns)
+    of_patch, own = _over_tiles(block, zero, reports, axis=0, size=_tile_reports(word, axes))
     return of_patch, *own
+
+
+def _over_tiles(block: Callable, carry: Any, reports: tuple[Array, ...], *, axis: int, size: int) -> tuple[Any, Any]:
+    """Scans `block` over `size` reports of each device at a time, and joins its results along an axis of them.
+
+    The last tile is short where `size` does not divide a device's reports.
+    """
+    count = len(reports[0])
+    whole, parts = count // size, []
+    if whole:
+        tiles = tuple(x[: whole * size].reshape(whole, size, *x.shape[1:]) for x in reports)
+        carry, found = jax.lax.scan(block, carry, tiles)
+        parts.append(jax.tree.map(functools.partial(_joined, axis=axis), found))
+    if count % size:
+        carry, found = block(carry, tuple(x[whole * size :] for x in reports))
+        parts.append(found)
+    return carry, jax.tree.map(lambda *x: jnp.concatenate(x, axis=axis), *parts)
+
+
+def _joined(blocks: Float[Array, "T ..."], *, axis: int) -> Float[Array, "..."]:
+    """Blocks of tiles, one after the other along an axis of the blocks."""
+    moved = jnp.moveaxis(blocks, 0, axis)
+    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+
+
+def _tile_reports(word: Float[Array, "R L D"], axes: tuple[str, ...]) -> int:
+    """Reports of each device that are gathered at a time: as many as keep within TILE_BYTES, and at least one."""
+    return min(len(word), max(1, TILE_BYTES // (_devices(axes) * 4 * math.prod(word.shape[1:]))))
 
 
 def _ring(
