@@ -29,7 +29,8 @@ class BatchNorm(nn.BatchNorm):
             count = x.size // x.shape[-1]
             after = self.get_variable("batch_stats", "var")
             batch = after - self.momentum * before  # (1 - momentum) * biased variance
-            self.put_variable("batch_stats", "var", after + batch / max(count - 1, 1))
+            # As a float: the cells of a large global batch are more than an int32 can count.
+            self.put_variable("batch_stats", "var", after + batch / float(max(count - 1, 1)))
         return x
 
 
