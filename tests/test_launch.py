@@ -122,7 +122,7 @@ def test_scripts_work_from_a_folder_with_spaces(tmp_path):
 def test_tests_check_format_lint_and_types_before_they_run():
     commands = [words[words.index("-m") + 1 :] for words in dry_run(LAUNCH / "test.sh", "-k", "one or two")[-4:]]
     assert [words[0] for words in commands] == ["ruff", "ruff", "basedpyright", "pytest"]
-    assert commands[-1] == [*"pytest -n auto --maxprocesses 4 --dist loadfile -k".split(), "one or two"]
+    assert commands[-1] == [*["pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "-k"], "one or two"]
 
 
 def test_pythons_that_are_too_old_or_cannot_run_are_passed_over(tmp_path):
