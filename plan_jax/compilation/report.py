@@ -74,7 +74,7 @@ def fits(peak_bytes: int | None, memory_bytes: int | None, *, refused: bool = Fa
 def _measured(compiled: jax.stages.Compiled) -> dict:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
-        raise NotImplementedError("the compiler tells neither the memory nor the text of its programs")
+        raise RuntimeError("the compiler tells neither the memory nor the text of its programs")
     counts = count(text)
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
