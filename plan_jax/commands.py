@@ -91,7 +91,13 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
 def _alignment(call: argparse.Namespace) -> int:
     import json
 
-    from plan_jax.benchmark.alignment import alignment_table, benchmark_alignment, save_sweep, sweep_lines
+    from plan_jax.benchmark.alignment import (
+        alignment_table,
+        benchmark_alignment,
+        ratio_lines,
+        save_sweep,
+        sweep_lines,
+    )
     from plan_jax.tables import render
 
     rows = benchmark_alignment(quick=call.quick)
@@ -104,7 +110,7 @@ def _alignment(call: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     print(render([alignment_table(rows)]))
-    print("\n".join([*sweep_lines(rows), f"plot: {call.out / 'alignment.png'}"]))
+    print("\n".join([*ratio_lines(rows), *sweep_lines(rows), f"plot: {call.out / 'alignment.png'}"]))
     return 0
 
 

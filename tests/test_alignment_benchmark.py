@@ -12,6 +12,7 @@ from plan_jax.benchmark.alignment import (
     benchmark_alignment,
     cases,
     exponent,
+    ratio_lines,
     row_of,
     save_sweep,
     sweep_lines,
@@ -142,3 +143,19 @@ def test_the_baseline_is_the_classic_loss_written_out():
     row = measure(dataclasses.replace(Case("classic", **SMALL), repeats=1))
     assert row["ms"] > 0
     assert row["flops"] == 12 * 4 * 24 * 9 * 5
+
+
+def test_the_ratios_are_those_of_the_rows():
+    large = {"B": 8, "L": 32, "N": 196, "D": 4}
+    long = {"B": 2, "L": 97, "N": 4, "D": 4}
+    rows = [
+        row_of(Case("classic", **SMALL), found(peak_bytes=90), memory_sweep=False),
+        row_of(Case("scan", K=1, **SMALL), found(peak_bytes=2), memory_sweep=False),
+        row_of(Case("scan", lengths="full", **long), found(ms=10.0), memory_sweep=False),
+        row_of(Case("scan", lengths="ragged", **long), found(ms=12.0), memory_sweep=False),
+        row_of(Case("scan", lengths="buckets", **long), found(ms=18.0), memory_sweep=False),
+        row_of(Case("reference", K=1, run=False, **large), {"temp_bytes": 700}, memory_sweep=False),
+        row_of(Case("scan", K=1, run=False, **large), {"temp_bytes": 7}, memory_sweep=False),
+    ]
+    assert [line.rsplit(": ")[-1] for line in ratio_lines(rows)] == ["45.00", "100.00", "1.20", "1.50"]
+    assert ratio_lines([]) == []

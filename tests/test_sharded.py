@@ -95,6 +95,13 @@ def test_reports_gathered_in_tiles_have_the_loss_and_the_gradients_of_one_device
     assert_same(on_mesh(2, arrays, config), loss_and_gradients(*arrays.features(), config))
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_the_fused_kernel_over_four_devices_has_the_loss_and_the_gradients_of_one(exchange):
+    arrays, plain = batch_of(), config_of(2, exchange)
+    fused = config_of(2, exchange, implementation="pallas")  # interpreted
+    assert_same(on_mesh(4, arrays, fused), loss_and_gradients(*arrays.features(), plain))
+
+
 def test_the_batch_is_spread_over_both_axes_of_a_mesh_that_has_them():
     arrays, config = batch_of(), config_of(1, "ring")
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])

@@ -162,6 +162,40 @@ def sweep_lines(rows: Sequence[dict]) -> list[str]:
     ]
 
 
+def ratio_lines(rows: Sequence[dict]) -> list[str]:
+    """What the table's rows say together: memory against the two other forms, and what padding costs."""
+    main = [row for row in rows if not row["memory_sweep"]]
+
+    def first(implementation: str, field: str, **wanted: Any) -> Any:
+        """The field of the first such row that has one."""
+        for row in main:
+            has = {**row["shape"], "lengths": row["lengths"]}
+            if row["implementation"] == implementation and row[field] and wanted.items() <= has.items():
+                return row[field]
+        return None
+
+    ragged, full = ({"L": 97, "lengths": lengths} for lengths in ("ragged", "full"))
+    ratios = (
+        ("peak of classic / of scan with one round", first("classic", "peak_bytes"), first("scan", "peak_bytes", K=1)),
+        (
+            "temporaries of reference / of scan",
+            *(first(x, "temp_bytes", L=32, N=196, K=1, B=_largest(main)) for x in ("reference", "scan")),
+        ),
+        (
+            "time for each operation, ragged / full",
+            first("scan", "gemm_share", **full),
+            first("scan", "gemm_share", **ragged),
+        ),
+        ("time, buckets / ragged", first("scan", "ms", L=97, lengths="buckets"), first("scan", "ms", **ragged)),
+    )
+    return [f"{name}: {above / below:.2f}" for name, above, below in ratios if above and below]
+
+
+def _largest(rows: Sequence[dict]) -> int:
+    """Pairs of the rows of the form that holds all pairs."""
+    return max((row["shape"]["B"] for row in rows if row["implementation"] == "reference"), default=0)
+
+
 def save_sweep(path: Path, rows: Sequence[dict]) -> None:
     """Writes a PNG of memory against the number of pairs, with the fitted exponent of each implementation."""
     from matplotlib.figure import Figure
