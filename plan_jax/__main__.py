@@ -68,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_ground(commands)
     _add_tables(commands)
+    _add_export(commands)
     add_ablate(commands)
     add_benchmark(commands)
     add_compile(commands)
@@ -196,16 +197,26 @@ def _add_ground(commands: argparse._SubParsersAction) -> None:
         metavar="TEXT",
         help="another finding that may be there, to which the map gives way; may be repeated",
     )
+    parser.add_argument("--words", action="store_true", help="a map under each word; the phrase may be a whole report")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG")
     parser.set_defaults(run=_ground)
 
 
 def _ground(call: argparse.Namespace) -> int:
     from plan_jax.inference import Plan
-    from plan_jax.plots import save_overlay
+    from plan_jax.plots import save_overlay, save_word_maps
 
-    found = Plan.load(call.workdir).ground(call.image, call.phrase, against=call.against)
+    if call.words and call.against:
+        raise InputError("--words must stand without --against, got both; leave one out")
+    plan = Plan.load(call.workdir)
     try:
+        if call.words:
+            each = plan.ground_words(call.image, call.phrase)
+            words = [each.text[start:end] for start, end in each.spans]
+            save_word_maps(call.out, each.image, each.maps, words=words, importance=each.importance)
+            print(f"{call.out}: maps of {len(words)} words")
+            return 0
+        found = plan.ground(call.image, call.phrase, against=call.against)
         save_overlay(call.out, found.image, found.map, phrase=found.phrase, boxes=())
     except OSError as error:
         raise InputError(f"--out must be a file that can be written, got {call.out}: {error.strerror}") from error
@@ -235,12 +246,35 @@ def _tables(call: argparse.Namespace) -> int:
     return 0
 
 
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="hand a trained model to PyTorch, transformers or another program",
+        description="Writes the newest checkpoint of a run for other programs. torchvision: the image encoder, "
+        "model.safetensors by the names of torchvision (a ResNet's are timm's too), for classifiers and detectors. "
+        "hf-bert: the text encoder and its tokenizer, a folder for transformers. safetensors: the whole model by our "
+        "own names; Plan.load opens it. stablehlo: grounding as one program with its parameters, for any number of "
+        "pairs, on CPU, GPU and TPU, which jax.export.deserialize opens without this package.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    parser.add_argument("--to", required=True, choices=("torchvision", "hf-bert", "safetensors", "stablehlo"))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.set_defaults(run=_export)
+
+
+def _export(call: argparse.Namespace) -> int:
+    from plan_jax.export import export
+
+    print(f"{call.out}: {', '.join(export(call.workdir, call.to, call.out))}")
+    return 0
+
+
 def _quiet_libraries() -> None:
     """Keeps chatter of the libraries off the terminal; their errors still show."""
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax"):
+    for name in ("absl", "orbax", "jax", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

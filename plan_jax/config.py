@@ -43,18 +43,28 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
-    """ResNet by size, stem and stages. Defaults: ResNet-50 [paper: a ResNet; ours: which]."""
+    """ResNet by size, stem and stages, or ViT by size. Defaults: ResNet-50 [paper: a ResNet; ours: which]."""
 
+    kind: str = _choice("resnet", "resnet", "vit")
+    channels: int = 1  # of the first kernel: 3 as published weights have, whose sum then meets the gray image; or 1
     stem: str = _choice("imagenet", "imagenet", "patchify")  # 7x7/2 + max pool, or one patch-sized convolution
-    patch: int = 4  # side of the patchify stem's kernel and its stride
+    patch: int = 4  # side of the patchify stem's kernel and its stride; of a ViT's patches, 16 as published
     width: int = 64  # channels of the first stage, doubled in each later one
     stages: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
     block: str = _choice("bottleneck", "basic", "bottleneck")
-    local_stage: int = 3  # 1-based stage whose map gives the patch features [ours]
+    local_stage: int = 3  # 1-based stage, or block of a ViT, whose map gives the patch features [ours]
     side_taps: float = 1.0  # scale, 0 to 1, of a 3x3 kernel's initial weights beside its centre (resnet._centred_init)
-    batch_norm: str = _choice("train", "train", "frozen")  # frozen: running statistics also while training
+    # train: statistics of the whole batch, over all devices; local: of each device's part; frozen: the running ones
+    batch_norm: str = _choice("train", "train", "local", "frozen")
+    hidden: int = 768  # from here on of a ViT; defaults: ViT-B
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    grid: int = 14  # side of the grid of stored position embeddings, 224 px / 16; other images meet it interpolated
     remat: bool = False  # keep only what enters a block and compute the block again in the backward pass: less memory
     dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
+    weights: str = ""  # what it starts from: a file, a folder, or OWNER/NAME at the Hugging Face Hub; "" is random
+    weights_prefix: str = ""  # of the tensors' names, where a file holds several encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,8 @@ class TextEncoderConfig:
     last_layers: int = 1  # hidden states summed into the token features: 1 or 4
     remat: bool = False  # the same for a layer
     dtype: str = _choice("float32", "float32", "bfloat16")
+    weights: str = ""  # as image_encoder.weights; the vocabulary beside them replaces that of the data
+    weights_prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from plan_jax.alignment.reference import compete, grounding_map, soft_regions
-from plan_jax.checkpoint import latest_step, load_variables
+from plan_jax.alignment.reference import clean_map, compete, grounding_map, soft_regions
+from plan_jax.checkpoint import latest_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config
 from plan_jax.data.image import letterbox_image, read_image
 from plan_jax.data.text import Tokenizer
@@ -20,6 +20,8 @@ from plan_jax.errors import InputError
 from plan_jax.losses import image_text_score
 from plan_jax.model import PlanModel, initial_variables
 from plan_jax.types import ImageFeatures, TextFeatures
+from plan_jax.weights import own
+from plan_jax.weights.pretrained import starting_variables
 
 Image = str | Path | np.ndarray  # a file (PNG, JPEG, DICOM) or gray levels [H W] uint8
 
@@ -46,6 +48,25 @@ class GroundingMap:
 
 
 @dataclasses.dataclass(frozen=True)
+class WordMaps:
+    """Where in an image each word of a text points.
+
+    Attributes:
+        maps: [L H W] similarity of every word, at the image's own size.
+        image: [H W] uint8, the image as read.
+        text: as given; words that the encoder's limit cuts have no map.
+        spans: (start, end) of each word in the text, in characters.
+        importance: [L] weight of each word; sums to 1.
+    """
+
+    maps: np.ndarray
+    image: np.ndarray
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    importance: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """A model with its tokenizer and parameters, ready to score and to ground."""
 
@@ -56,23 +77,24 @@ class Plan:
 
     @staticmethod
     def load(directory: str | Path) -> "Plan":
-        """The newest checkpoint of a run directory.
+        """The newest checkpoint of a run directory, or a model that `export --to safetensors` wrote.
 
         Raises:
-            InputError: the folder is not a run, or has no checkpoint yet.
+            InputError: the folder is neither, or has no checkpoint yet.
         """
         directory = Path(directory)
         config = load_config(directory / "config.json")
-        step = latest_step(directory)
         shapes = jax.eval_shape(functools.partial(initial_variables, config), config.seed)
-        placed = jax.tree.map(_on_first_device, shapes)
-        variables = load_variables(directory, step, placed)
+        if (directory / own.FILE).is_file() and not saved_steps(directory):
+            variables, step = own.load_model(directory / own.FILE, shapes)
+        else:
+            step = latest_step(directory)
+            variables = load_variables(directory, step, jax.tree.map(_on_first_device, shapes))
         return Plan(config, Tokenizer.load(directory / "tokenizer.json"), variables, step)
 
     def untrained(self) -> "Plan":
-        """The same model before its first step."""
-        variables = initial_variables(self.config, self.config.seed)
-        return dataclasses.replace(self, variables=variables, step=0)
+        """The same model before its first step: random, but for the published weights that it began with."""
+        return dataclasses.replace(self, variables=starting_variables(self.config)[0], step=0)
 
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
         """How well every phrase, as it is, fits every image: [I R], a weighted sum of global and local similarity."""
@@ -107,6 +129,30 @@ class Plan:
             words=words,
             word_importance=importance[0][: len(words)],
             score=float(self.score(features, self.encode_texts([phrase]))[0, 0]),
+        )
+
+    def ground_words(self, image: Image, text: str) -> WordMaps:
+        """Where each word of a report or phrase points in `image`, read as it is, at the image's own size.
+
+        Raises:
+            InputError: the image cannot be read, or the text has no word.
+        """
+        tokens = self._tokens(text, truncate=True)
+        if not tokens.words:
+            raise InputError("text must contain a word, got none; write at least one letter or digit")
+        gray = _gray(image)
+        square, letterbox = letterbox_image(gray, self.config.data.image_size)
+        features = self.encode_images(square[None, ..., None])
+        maps, importance = _ground_words(features, self.encode_texts([text], truncate=True), config=self.config)
+        count = len(tokens.words)
+        return WordMaps(
+            maps=np.stack(
+                [letterbox.map_to_original(of) for of in np.asarray(maps[0, :count]).reshape(-1, *features.grid)]
+            ),
+            image=gray,
+            text=text,
+            spans=tokens.spans,
+            importance=np.asarray(importance[0, :count]),
         )
 
     def encode_images(self, images: np.ndarray) -> ImageFeatures:
@@ -181,12 +227,29 @@ def _score(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Flo
     return image_text_score(images, texts, config=config)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _ground(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> tuple[Array, Array]:
+def grounding_maps(
+    images: ImageFeatures, texts: TextFeatures, *, config: Config
+) -> tuple[Float[Array, "B N"], Float[Array, "B L"]]:
+    """The map of text b in image b, and the importance of its words."""
+
     def one(patch, word, word_logit, mask):
         regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
         found = grounding_map(regions, mask[:, None], config=config.alignment)
         return found[0], regions.word_importance[:, 0]
+
+    return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
+
+
+_ground = jax.jit(grounding_maps, static_argnames="config")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _ground_words(
+    images: ImageFeatures, texts: TextFeatures, *, config: Config
+) -> tuple[Float[Array, "B L N"], Float[Array, "B L"]]:
+    def one(patch, word, word_logit, mask):
+        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
+        return clean_map(regions.similarity, config=config.alignment), regions.word_importance[:, 0]
 
     return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
 

@@ -12,6 +12,7 @@ from plan_jax.alignment.reference import normalize
 from plan_jax.config import Config
 from plan_jax.encoders.bert import Bert
 from plan_jax.encoders.resnet import ResNet
+from plan_jax.encoders.vit import ViT
 from plan_jax.errors import InputError
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
 
@@ -30,7 +31,8 @@ class PlanModel(nn.Module):
 
     def setup(self):
         dim = self.config.alignment.dim
-        self.image_encoder = ResNet(self.config.image_encoder)
+        encoder = ViT if self.config.image_encoder.kind == "vit" else ResNet
+        self.image_encoder = encoder(self.config.image_encoder)
         self.text_encoder = Bert(self.config.text_encoder)
         self.patch_projection = PatchProjection(dim)
         self.image_projection = nn.Dense(dim)
@@ -45,25 +47,29 @@ class PlanModel(nn.Module):
         return images, self.encode_text(*texts, train=train)
 
     def encode_image(self, image: UInt8[Array, "I H W 1"], *, train: bool = False) -> ImageFeatures:
-        """Patch features u_n = normalize(g(v_n)) of the local stage, and the mean of the last stage, projected."""
-        pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
-        stages = self.image_encoder(pixels, train=train)
-        chosen = self.config.image_encoder.local_stage
-        if chosen > len(stages):
-            raise InputError(
-                f"image_encoder.local_stage must be from 1 to {len(stages)}, the number of image_encoder.stages, "
-                f"got {chosen}; change one of them"
-            )
-        local = stages[chosen - 1].astype(jnp.float32)
+        """Patch features u_n = normalize(g(v_n)) of the local map, and the mean of the last map, projected."""
+        local, last = self._maps(image, train=train)
         count, height, width, channels = local.shape
         patch = self.patch_projection(local.reshape(count, height * width, channels))
-        pooled = self.image_projection(stages[-1].astype(jnp.float32).mean(axis=(1, 2)))
+        pooled = self.image_projection(last.mean(axis=(1, 2)))
         return ImageFeatures(pooled=normalize(pooled), patch=normalize(patch), grid=(height, width))
 
     def global_cells(self, image: UInt8[Array, "I H W 1"]) -> Float[Array, "I h w D"]:
-        """The last stage's cells, projected: their mean is the global feature before it is normalised."""
+        """The last map's cells, projected: their mean is the global feature before it is normalised."""
+        return self.image_projection(self._maps(image, train=False)[1])
+
+    def _maps(self, image: UInt8[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
+        """The local and the last map of the image encoder, in float32."""
+        settings = self.config.image_encoder
         pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
-        return self.image_projection(self.image_encoder(pixels, train=False)[-1].astype(jnp.float32))
+        maps = self.image_encoder(pixels, train=train)
+        chosen = 1 if settings.kind == "vit" else settings.local_stage  # a ViT returns these two only
+        if chosen > len(maps):
+            raise InputError(
+                f"image_encoder.local_stage must be from 1 to {len(maps)}, the number of image_encoder.stages, "
+                f"got {chosen}; change one of them"
+            )
+        return maps[chosen - 1].astype(jnp.float32), maps[-1].astype(jnp.float32)
 
     def encode_text(
         self,
@@ -119,5 +125,6 @@ def initial_variables(config: Config, seed: Int[Array, ""] | int) -> Any:
         token_mask=jnp.ones((1, pieces), bool),
         sentence_ids=jnp.zeros((1, pieces), jnp.int32),
         record=jnp.zeros((1,), jnp.int32),
+        words_cut=jnp.zeros((1,), jnp.int32),
     )
     return PlanModel(config).init({"params": jax.random.key(seed)}, batch, train=False)

@@ -18,6 +18,7 @@ Box = tuple[float, float, float, float]
 
 MATCH, BOX, EDGE = (255, 110, 0), (255, 235, 60), (20, 20, 20)  # RGB
 OPACITY = 0.85  # of the colour at a map's highest value
+WORD_COLUMNS = 8  # pictures in a row of word maps
 SIDE = 320  # about the longer side of a picture in pixels
 
 
@@ -104,6 +105,32 @@ def save_overlay(
     _show(right, overlay(image, grounding_map, boxes=boxes, side=2 * SIDE), title="grounding map")
     _colour_bar(bar, float(np.median(grounding_map)), float(grounding_map.max()))
     figure.suptitle(_wrapped(phrase, width=80, lines=4), parse_math=False)
+    _save(figure, path)
+
+
+def save_word_maps(
+    path: Path,
+    image: UInt8[np.ndarray, "H W"],
+    maps: Float[np.ndarray, "L H W"],
+    *,
+    words: Sequence[str],
+    importance: Float[np.ndarray, " L"],
+) -> None:
+    """Writes a PNG: the image, then under every word its own map, with the word's share of the whole."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(words) + 1, WORD_COLUMNS)
+    rows = -(-(len(words) + 1) // columns)
+    figure = Figure(figsize=(1.8 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    pictures = [with_boxes(image), *(overlay(image, one) for one in maps)]
+    titles = ["image", *(f"{word} ({share:.0%})" for word, share in zip(words, importance, strict=True))]
+    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        _show(
+            figure.add_subplot(grid[place // columns, place % columns]),
+            picture,
+            title=_wrapped(title, width=24, lines=1),
+        )
     _save(figure, path)
 
 

@@ -19,6 +19,7 @@ class Batch:
         token_mask: True where a piece is real.
         sentence_ids: index of the sentence a piece belongs to, -1 for padding.
         record: index of the record in its split, so that an error can name it.
+        words_cut: how many words of the report did not fit.
     """
 
     image: UInt8[Array, "B H W 1"]
@@ -27,6 +28,7 @@ class Batch:
     token_mask: Bool[Array, "B T"]
     sentence_ids: Int[Array, "B T"]
     record: Int[Array, " B"]
+    words_cut: Int[Array, " B"]
 
 
 @struct.dataclass

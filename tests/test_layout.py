@@ -23,9 +23,9 @@ LAYERS = (
     {"losses"},
     {"encoders", "data"},
     {"model"},
-    {"sharding", "checkpoint"},
+    {"sharding", "checkpoint", "weights"},
     {"inference", "train"},
-    {"evaluation", "plots", "gallery", "tables"},
+    {"evaluation", "plots", "gallery", "tables", "export"},
     {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
 )

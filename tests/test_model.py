@@ -225,6 +225,7 @@ def test_a_batch_is_its_images_and_its_texts():
         token_mask=jnp.asarray(TOKEN_MASK),
         sentence_ids=jnp.zeros_like(jnp.asarray(TOKEN_IDS)),
         record=jnp.arange(2),
+        words_cut=jnp.zeros(2, jnp.int32),
     )
     features = jax.jit(functools.partial(PlanModel(CONFIG).apply, train=False), compiler_options=oracle.QUICK)
     images, texts = features(variables(), batch)

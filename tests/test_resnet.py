@@ -11,8 +11,8 @@ import pytest
 from plan_jax.config import ImageEncoderConfig
 from plan_jax.encoders.resnet import ResNet, _centred_init, receptive_field
 
-RESNET18 = ImageEncoderConfig(block="basic", stages=(2, 2, 2, 2))
-RESNET50 = ImageEncoderConfig()
+RESNET18 = ImageEncoderConfig(block="basic", stages=(2, 2, 2, 2), channels=3)
+RESNET50 = ImageEncoderConfig(channels=3)
 TINY = ImageEncoderConfig(block="basic", stages=(1, 2), width=3)
 PATCHIFY = dataclasses.replace(TINY, stem="patchify", patch=4)
 MOMENTUM = 0.1  # torch's: the weight of the new batch

@@ -22,6 +22,7 @@ from plan_jax.checkpoint import load_variables, saved_steps
 from plan_jax.config import Config, load_config
 from plan_jax.config_file import read_config
 from plan_jax.data.build import build
+from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
 from plan_jax.train.guard import FiniteGuard, NonFiniteLoss
@@ -262,7 +263,9 @@ def test_a_run_continues_on_data_that_was_moved(trained, phantom_data, tmp_path)
 
 def test_a_run_that_never_saved_can_begin_with_another_configuration(trained, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 9}')
-    prepare_workdir(tmp_path, trained.config, Path(trained.config.data.dir))
+    prepare_workdir(
+        tmp_path, trained.config, Path(trained.config.data.dir), Tokenizer.load(trained.workdir / "tokenizer.json")
+    )
     assert load_config(tmp_path / "config.json") == trained.config
 
 

@@ -50,6 +50,7 @@ def batch_shapes(config: Config) -> Batch:
         token_mask=_shape(text, jnp.bool_),
         sentence_ids=_shape(text, jnp.int32),
         record=_shape((size,), jnp.int32),
+        words_cut=_shape((size,), jnp.int32),
     )
 
 

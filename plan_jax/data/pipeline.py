@@ -121,6 +121,7 @@ class _Example(grain.transforms.RandomMap):
             "token_mask": tokens.token_mask,
             "sentence_ids": tokens.sentence_ids,
             "record": np.array(index, np.int32),
+            "words_cut": np.array(tokens.cut, np.int32),
         }
 
 

@@ -86,6 +86,11 @@ class Tokenizer:
         Path(path).write_text(self._tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """The number of every piece."""
+        return dict(self._vocab)
+
+    @property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs."""
         return max(self._vocab.values()) + 1

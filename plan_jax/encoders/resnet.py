@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from plan_jax.config import ImageEncoderConfig
+from plan_jax.encoders.stem import StemConv
 
 
 class BatchNorm(nn.BatchNorm):
@@ -121,10 +122,8 @@ class ResNet(nn.Module):
     def __call__(self, image: Float[Array, "B H W C"], *, train: bool) -> list[Float[Array, "B _ _ _"]]:
         """The feature maps [B h w c] of stages 1, 2, ...; with a patchify stem, H and W are cut to whole patches."""
         c = self.config
-        if c.stem == "imagenet":
-            x = _conv(c, c.width, 7, 2, padding=3, name="stem_conv")(image)
-        else:
-            x = _conv(c, c.width, c.patch, c.patch, padding=0, name="stem_conv")(image)
+        kernel, stride, padding = (7, 2, 3) if c.stem == "imagenet" else (c.patch, c.patch, 0)
+        x = StemConv(c, c.width, kernel, stride, padding, _centred_init(c.side_taps), name="stem_conv")(image)
         x = nn.relu(_norm(c, train=train, name="stem_norm")(x))
         if c.stem == "imagenet":
             around = ((1, 1), (1, 1))  # with -inf

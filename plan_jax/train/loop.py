@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
-from plan_jax.checkpoint import Checkpoints
+from plan_jax.checkpoint import Checkpoints, saved_steps
 from plan_jax.config import Config, at_step
 from plan_jax.data.pipeline import TrainBatches
 from plan_jax.data.records import Split, open_split
@@ -19,7 +20,8 @@ from plan_jax.train.guard import FiniteGuard, SpeedMeter, StopSignals
 from plan_jax.train.log import MetricsLog
 from plan_jax.train.state import TrainState, create_state, learning_rate, make_optimizer
 from plan_jax.train.step import train_step
-from plan_jax.train.workdir import prepare_workdir
+from plan_jax.train.workdir import TOKENIZER, prepare_workdir, record_origins
+from plan_jax.weights.pretrained import starting_tokenizer, starting_variables
 
 
 def fit(config: Config, workdir: Path) -> TrainState:
@@ -40,18 +42,19 @@ def fit(config: Config, workdir: Path) -> TrainState:
         raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
     data_dir = Path(config.data.dir).resolve()  # a run is used from any current directory
     split = open_split(data_dir, "train")
-    tokenizer = Tokenizer.load(data_dir / "tokenizer.json")
+    tokenizer = _tokenizer(config, data_dir, workdir)
     text_encoder = dataclasses.replace(config.text_encoder, vocab_size=tokenizer.vocab_size)
     data = dataclasses.replace(config.data, dir=str(data_dir))
     config = dataclasses.replace(config, data=data, text_encoder=text_encoder)
     batches = TrainBatches(split, tokenizer, config.data, seed=config.seed)
-    prepare_workdir(workdir, config, data_dir)
+    prepare_workdir(workdir, config, data_dir, tokenizer)
 
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     try:
-        state = create_state(config)
-        if checkpoints.latest is not None:
-            state, position = _restore(checkpoints, checkpoints.latest, state)
+        if checkpoints.latest is None:
+            state = _begin(config, workdir)
+        else:
+            state, position = _restore(checkpoints, checkpoints.latest, create_state(config))
             batches.seek(position)
         if int(state.step) < config.train.steps:
             state = _run(state, batches, split, checkpoints, config=config, workdir=workdir)
@@ -59,6 +62,22 @@ def fit(config: Config, workdir: Path) -> TrainState:
         batches.close()
         checkpoints.close()
     return state
+
+
+def _tokenizer(config: Config, data_dir: Path, workdir: Path) -> Tokenizer:
+    """The run's own once it has begun, that of the text encoder's published weights, or that of the data."""
+    if config.text_encoder.weights and saved_steps(workdir):
+        return Tokenizer.load(workdir / TOKENIZER)
+    return starting_tokenizer(config) or Tokenizer.load(data_dir / TOKENIZER)
+
+
+def _begin(config: Config, workdir: Path) -> TrainState:
+    """The state before the first step; what of it is not random is shown and written to RUN/weights.json."""
+    variables, origins = starting_variables(config)
+    for origin in origins:
+        tqdm.write(str(origin), file=sys.stderr)
+    record_origins(workdir, origins)
+    return dataclasses.replace(create_state(config), **variables)
 
 
 def _run(
@@ -80,6 +99,7 @@ def _run(
                 values = {name: float(value) for name, value in metrics.items()}
                 values |= {
                     "learning_rate": float(jax.numpy.asarray(learning_rate(config)(step - 1))),
+                    "words_cut": float(np.mean(batch.words_cut)),  # per report, of this step's batch
                     **meter.read(step),
                 }
                 log.write(step, values)

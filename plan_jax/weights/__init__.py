@@ -1,0 +1,1 @@
+"""Weights of other projects, in and out: the same numbers under their names and under ours."""
