@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import typing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from plan_jax.errors import InputError
 FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
 SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
+Rule = tuple[str, float, float]  # pattern of a parameter's path, factor of its learning rate, of its weight decay
 
 
 def _choice(default: str, *choices: str):
@@ -124,11 +126,20 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warmup, cosine decay to zero and clipping by global norm."""
+    """AdamW with linear warmup, cosine decay to zero and clipping by global norm.
+
+    The pattern of a rule is a regular expression, searched in a parameter's path: "image_encoder/.*/kernel$",
+    f"text_encoder/layers/{i}/" for layer i. The factors of all rules that match a parameter are multiplied, so their
+    order says nothing, and a file adds its own to these: config.optim.rules += (("text_encoder/", 0.1, 1.0),).
+
+    A learning-rate factor of 0 freezes a parameter, and nothing else: image_encoder.batch_norm = "frozen" also holds
+    the batch statistics, text_encoder.dropout = 0.0 the activations.
+    """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 100
-    weight_decay: float = 0.01  # not on biases, norms and embeddings
+    weight_decay: float = 0.01
+    rules: tuple[Rule, ...] = ((r"(?<!/kernel)$", 1.0, 0.0),)  # no decay of biases, norms and embeddings
     clip_norm: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.98
@@ -271,8 +282,31 @@ def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.
         raise InputError(
             f"{where} must hold {{}} once, where the phrase goes, got {value!r}; for example 'there is {{}}.'"
         )
+    if field.name == "rules":
+        return tuple(_checked_rule(rule, where) for rule in value)
     _check_range(field.name, value, where)
     return value
+
+
+def _checked_rule(rule: typing.Any, where: str) -> Rule:
+    """A rule whose pattern compiles and whose two factors are finite and at least 0."""
+    if not isinstance(rule, list | tuple) or len(rule) != 3 or type(rule[0]) is not str:
+        raise InputError(
+            f"{where} must hold rules of a pattern, a learning-rate factor and a weight-decay factor, got {rule!r}; "
+            "write them as (('text_encoder/', 0.1, 1.0),), best in the config file"
+        )
+    pattern, *factors = rule
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise InputError(
+            f"{where} must have regular expressions as patterns, got {pattern!r}: {error}; correct it"
+        ) from error
+    if any(type(each) not in (int, float) or not math.isfinite(each) or each < 0 for each in factors):
+        raise InputError(
+            f"{where} must have factors that are finite and at least 0, got {tuple(rule)!r}; change it, 0 freezes"
+        )
+    return pattern, float(factors[0]), float(factors[1])
 
 
 def _check_range(name: str, value: typing.Any, where: str) -> None:

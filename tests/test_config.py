@@ -53,6 +53,8 @@ def other_value(name: str, value: object) -> object:
     if isinstance(value, str):
         free = {"data.dir": "elsewhere", "evaluation.prompt": "we see {}"}
         return free[name] if name in free else next(choice for choice in choices(name) if choice != value)
+    if name == "optim.rules":
+        return (("text_encoder/", 0.5, 1.0), (r"\d", 0.0, 1.0))
     if isinstance(value, tuple):
         return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
     if name.rpartition(".")[2] in SHARES:

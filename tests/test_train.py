@@ -28,7 +28,7 @@ from plan_jax.inference import Plan
 from plan_jax.train.guard import FiniteGuard, NonFiniteLoss
 from plan_jax.train.log import MetricsLog
 from plan_jax.train.loop import fit
-from plan_jax.train.state import decay_mask, learning_rate
+from plan_jax.train.state import learning_rate
 from plan_jax.train.workdir import differing_fields, prepare_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -231,6 +231,7 @@ def test_the_run_directory_holds_the_configuration_with_the_vocabulary_of_the_da
         ("train.steps=400", "config.train.steps"),
         ("data.batch_size=16", "config.data.batch_size"),
         ("alignment.rounds=2", "config.alignment.rounds"),
+        ("optim.rules=(('text_encoder/',0.1,1.0),)", "config.optim.rules"),
     ],
 )
 def test_a_run_directory_of_another_configuration_is_refused_by_field(override, field, trained, capsys):
@@ -331,15 +332,6 @@ def test_the_log_drops_steps_that_will_be_repeated_and_cut_lines(tmp_path):
         {"step": 3, "loss": 1.5},
         {"step": 4, "loss": 9.0},
     ]
-
-
-def test_only_kernels_are_decayed(trained):
-    decayed = {
-        path[-1].key: value for path, value in jax.tree_util.tree_leaves_with_path(decay_mask(trained.state.params))
-    }
-    assert decayed["kernel"] is True
-    assert {name for name, value in decayed.items() if value} == {"kernel"}
-    assert decayed.keys() >= {"bias", "scale", "embedding", "kernel"}
 
 
 def test_an_override_reaches_the_run(trained):

@@ -1,15 +1,18 @@
 """What training changes from step to step, and the optimizer that changes it."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Int
 
-from plan_jax.config import Config
+from plan_jax.config import Config, OptimConfig, Rule
 from plan_jax.model import initial_variables
+from plan_jax.train.rules import parameter_factors
 
 
 @struct.dataclass
@@ -23,14 +26,50 @@ class TrainState:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW with warmup, cosine decay, clipping by global norm, and no decay on biases, norms and embeddings."""
+    """AdamW with warmup, cosine decay and clipping by global norm, and per parameter what `config.optim.rules` says.
+
+    The update of a parameter p is -learning_rate(step) * rate * (adam + weight_decay * decay * p), with its factors
+    `rate` and `decay`. A frozen parameter has an update of zeros and no moments.
+
+    Raises:
+        InputError: from `init` and `update`, as `parameter_factors`.
+    """
     optim = config.optim
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-            learning_rate(config), b1=optim.beta1, b2=optim.beta2, weight_decay=optim.weight_decay, mask=decay_mask
+        # The parts of optax.adamw with a mask, though this one masks nothing: their names stand in checkpoints.
+        optax.chain(
+            _without_frozen(optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2), optim.rules),
+            optax.masked(optax.stateless(functools.partial(_decayed_and_scaled, optim)), True),
+            optax.scale_by_learning_rate(learning_rate(config)),
         ),
     )
+
+
+def _without_frozen(inner: optax.GradientTransformation, rules: tuple[Rule, ...]) -> optax.GradientTransformation:
+    """`inner` with None, of which it keeps no state, in the place of every parameter that is frozen as a whole."""
+
+    def learned(tree: Any) -> Any:
+        rates = parameter_factors(tree, rules=rules).learning_rate
+        return jax.tree.map(lambda rate, leaf: leaf if np.any(rate) else None, rates, tree)
+
+    return optax.GradientTransformation(
+        lambda params: inner.init(learned(params)),
+        lambda updates, state, params=None: inner.update(learned(updates), state),
+    )
+
+
+def _decayed_and_scaled(optim: OptimConfig, updates: Any, params: Any) -> Any:
+    """rate * (update + weight_decay * decay * p); zeros for None. Factors that change nothing add no operation."""
+
+    def one(rate: Any, decay: Any, update: Any, param: Any) -> Any:
+        if update is None:
+            return jnp.zeros_like(param)
+        if np.any(optim.weight_decay * decay):
+            update = update + optim.weight_decay * decay * param
+        return update if np.all(rate == 1) else rate * update
+
+    return jax.tree.map(one, *parameter_factors(params, rules=optim.rules), updates, params)
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -39,11 +78,6 @@ def learning_rate(config: Config) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         0.0, config.optim.learning_rate, warmup_steps=warmup, decay_steps=max(config.train.steps, 1)
     )
-
-
-def decay_mask(params: Any) -> Any:
-    """True on the matrices and convolution kernels, which alone are decayed."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
 def create_state(config: Config) -> TrainState:

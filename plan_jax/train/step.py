@@ -9,6 +9,7 @@ from jaxtyping import Array
 from plan_jax.config import Config
 from plan_jax.losses import plan_loss
 from plan_jax.model import PlanModel
+from plan_jax.train.rules import parameter_factors, where_learned
 from plan_jax.train.state import TrainState
 from plan_jax.types import Batch
 
@@ -19,12 +20,14 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the step's loss, its parts, and the norms of the gradient (before clipping) and parameters.
 
-    The state's buffers are donated. Dropout is drawn from the seed and the step alone.
+    The state's buffers are donated. Dropout is drawn from the seed and the step alone. Parameters that
+    `config.optim.rules` freezes have no gradient, also none in its norm, and keep every bit.
     """
+    rates = parameter_factors(state.params, rules=config.optim.rules).learning_rate
 
     def loss_of(params):
         features, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": where_learned(rates, params, jax.lax.stop_gradient(params)), "batch_stats": state.batch_stats},
             batch,
             train=True,
             rngs={"dropout": jax.random.fold_in(jax.random.key(config.seed), state.step)},
@@ -35,6 +38,6 @@ def train_step(
 
     gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = where_learned(rates, optax.apply_updates(state.params, updates), state.params)
     norms = {"gradient_norm": optax.tree.norm(gradients), "parameter_norm": optax.tree.norm(params)}
     return TrainState(state.step + 1, params, batch_stats, opt_state), {**metrics, **norms}
