@@ -8,10 +8,14 @@ def get_config():
 
     [paper] a ResNet and BioClinicalBERT, a joint space, refinement over iterations. [ours] which ResNet and stage, all
     sizes, K = 3, the temperatures, the optimizer, the batch: the defaults of `plan_jax/config.py`, which say where each
-    comes from; here stands only what differs. Both encoders start from random numbers: reading pretrained weights comes
-    with a later part. Reports are cut with BioClinicalBERT's own vocabulary by `build --vocab vocab.txt`.
+    comes from; here stands only what differs. Both encoders start from published weights, fetched from the Hugging Face
+    Hub once; without a network set the two fields to folders that hold them. Reports are cut by BioClinicalBERT's own
+    vocabulary, lower-cased.
     """
     config = default_config()
+    config.image_encoder.weights = "timm/resnet50.tv_in1k"  # torchvision's, of ImageNet
+    config.image_encoder.channels = 3  # as these have
+    config.text_encoder.weights = "emilyalsentzer/Bio_ClinicalBERT"
     config.data.batch_size = 1024  # global, over all chips: `python -m plan_jax compile` says what fits
     # Computed again in the backward pass, for memory: without it 128 pairs do not fit on a v5e chip.
     config.image_encoder.remat = True

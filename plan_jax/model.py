@@ -1,5 +1,6 @@
 """PlanModel: the two encoders and the projections into the joint space."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -114,9 +115,17 @@ def merge_pieces(
     return summed / jnp.maximum(count, 1)[..., None], count > 0
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def initial_variables(config: Config, seed: Int[Array, ""] | int) -> Any:
-    """Freshly drawn parameters and batch statistics, and nothing else: compiled once per configuration."""
+    """Freshly drawn parameters and batch statistics, and nothing else: compiled once per network."""
+    parts = {
+        name: dataclasses.replace(getattr(config, name), weights="", weights_prefix="")
+        for name in ("image_encoder", "text_encoder")
+    }
+    return _draw(dataclasses.replace(config, **parts), seed)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _draw(config: Config, seed: Int[Array, ""] | int) -> Any:
     size, pieces = config.data.image_size, config.data.max_tokens
     batch = Batch(
         image=jnp.zeros((1, size, size, 1), jnp.uint8),

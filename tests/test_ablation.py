@@ -120,7 +120,8 @@ def test_plan_is_the_whole_method_and_changes_nothing_else(base):
 def test_every_other_arm_changes_the_phantoms_configuration_in_each_field_it_names(arm):
     base = read_config(CONFIG)
     assert {name: value for name, _, value in differing_fields(base, arm_config(base, arm))} == ARMS[arm]
-    assert len(ARMS[arm]) == 1 or arm_config(base, arm).alignment.rounds > 0
+    one_choice = len(ARMS[arm]) == 1 or all(name.endswith("temperature") for name in ARMS[arm])
+    assert one_choice or arm_config(base, arm).alignment.rounds > 0
 
 
 def test_an_unknown_arm_is_answered_with_the_nearest_name(base, tmp_path):

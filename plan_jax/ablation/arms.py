@@ -30,6 +30,11 @@ ARMS: dict[str, Fields] = {
     # The config file as it is.
     "default": {},
     # With one of its choices taken back.
+    "soft_temperatures": {
+        "loss.local_temperature": 0.07,
+        "loss.global_temperature": 0.1,
+        "alignment.region_temperature": 0.125,
+    },
     "patch_importance": {"alignment.importance": 1.0},
     "half_the_words": {"alignment.word_keep": 0.5},
     "pair_importance": {"alignment.word_importance": "pair"},

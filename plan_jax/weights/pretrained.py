@@ -53,18 +53,12 @@ def starting_variables(config: Config) -> tuple[Any, tuple[Origin, ...]]:
     Raises:
         InputError: weights that the config names cannot be had, or do not fit the configured encoder.
     """
-    variables, origins = initial_variables(_without_weights(config), config.seed), []
+    variables, origins = initial_variables(config, config.seed), []
     for encoder in ENCODERS:
         if getattr(config, encoder).weights:
             variables, origin = _loaded(variables, config, encoder)
             origins.append(origin)
     return variables, tuple(origins)
-
-
-def _without_weights(config: Config) -> Config:
-    """The same network, drawn by one program whatever the weights that then replace its numbers."""
-    parts = {name: dataclasses.replace(getattr(config, name), weights="", weights_prefix="") for name in ENCODERS}
-    return dataclasses.replace(config, **parts)
 
 
 def starting_tokenizer(config: Config) -> Tokenizer | None:
