@@ -60,7 +60,11 @@ class PlanModel(nn.Module):
         return self.image_projection(self._maps(image, train=False)[1])
 
     def _maps(self, image: UInt8[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
-        """The local and the last map of the image encoder, in float32."""
+        """The local and the last map of the image encoder [I h w C], in float32.
+
+        Raises:
+            InputError: image_encoder.local_stage is no stage of the ResNet or no block of the ViT.
+        """
         settings = self.config.image_encoder
         pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
         maps = self.image_encoder(pixels, train=train)
@@ -136,4 +140,5 @@ def _draw(config: Config, seed: Int[Array, ""] | int) -> Any:
         record=jnp.zeros((1,), jnp.int32),
         words_cut=jnp.zeros((1,), jnp.int32),
     )
-    return PlanModel(config).init({"params": jax.random.key(seed)}, batch, train=False)
+    variables = PlanModel(config).init({"params": jax.random.key(seed)}, batch, train=False)
+    return {"batch_stats": {}, **variables}  # a ViT has none

@@ -278,3 +278,6 @@ def test_what_cannot_be_probed_is_refused(config):
     wrong = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, local_stage=3))
     with pytest.raises(InputError, match="local_stage must be from 1 to 2"):
         probe("easy", wrong, images=12, steps=1, seed=0)
+    wrong = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, kind="vit"))
+    with pytest.raises(InputError, match="kind must be resnet for the probe, got 'vit'"):
+        probe("easy", wrong, images=12, steps=1, seed=0)

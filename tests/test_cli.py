@@ -187,7 +187,13 @@ def test_data_with_fewer_records_than_a_batch_is_refused(refused, trained, tmp_p
 
 
 @pytest.mark.parametrize(
-    "heads", ["text_encoder.heads=5", "image_encoder.local_stage=9", "text_encoder.max_positions=8"]
+    "heads",
+    [
+        "text_encoder.heads=5",
+        "image_encoder.local_stage=9",
+        "image_encoder.channels=2",
+        "text_encoder.max_positions=8",
+    ],
 )
 def test_sizes_that_do_not_fit_together_are_refused_before_training(heads, refused, trained, tmp_path):
     assert heads.partition("=")[0] in refused(*trained.arguments, "--workdir", tmp_path / "run", f"--config.{heads}")

@@ -109,9 +109,9 @@ class NumpyResNet:
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("stem", ["imagenet", "patchify"])
 def test_maps_and_statistics_equal_numpy(stem, block, train):
-    config = dataclasses.replace(TINY, stem=stem, block=block)
-    variables = random_variables(config, channels=2)
-    image = np.random.default_rng(1).normal(size=(2, 21, 18, 2)).astype("f4")
+    config = dataclasses.replace(TINY, stem=stem, block=block, channels=3)
+    variables = random_variables(config, channels=3)
+    image = np.random.default_rng(1).normal(size=(2, 21, 18, 3)).astype("f4")
     oracle = NumpyResNet(config, variables, train)
     expected = oracle(image)
     maps, stats = apply(config, variables, image, train)
@@ -141,7 +141,7 @@ def test_frozen_statistics_are_used_and_kept_in_training():
 @pytest.mark.parametrize(("config", "published"), [(RESNET18, 11_176_512), (RESNET50, 23_508_032)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parameters_are_as_many_as_torchvision_has(config, published, channels):
-    _, variables = shapes_of(config, 64, channels)
+    _, variables = shapes_of(dataclasses.replace(config, channels=channels), 64)
     leaves = jax.tree.leaves(variables["params"])
     assert sum(leaf.size for leaf in leaves) == published - (3 - channels) * 7 * 7 * 64
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}

@@ -147,8 +147,10 @@ class Probe(nn.Module):
 
 
 def encoder_of(config: Config) -> ImageEncoderConfig:
-    """The image encoder up to the stage of the patch features; later stages would only cost time."""
+    """The ResNet up to the stage of the patch features; later stages would only cost time."""
     encoder = config.image_encoder
+    if encoder.kind != "resnet":
+        raise InputError(f"image_encoder.kind must be resnet for the probe, got {encoder.kind!r}; change it")
     if encoder.local_stage > len(encoder.stages):
         raise InputError(
             f"image_encoder.local_stage must be from 1 to {len(encoder.stages)}, the number of image_encoder.stages, "

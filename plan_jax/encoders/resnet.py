@@ -10,29 +10,66 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from plan_jax.alignment.sharded import batch_axes, rows_over_devices
 from plan_jax.config import ImageEncoderConfig
 from plan_jax.encoders.stem import StemConv
+from plan_jax.errors import InputError
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm whose running variance is, as torch's, the average of the unbiased batch variances."""
+    """Flax's BatchNorm whose running variance is, as torch's, the average of the unbiased batch variances.
+
+    Attributes:
+        local: under a mesh, normalise each device's part of the batch by its own statistics.
+    """
+
+    local: bool = False
 
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h w c"]:
-        """Normalise over the batch and the map; use_running_average is set in the constructor."""
+        """Normalise over the batch and the map; use_running_average is set in the constructor.
+
+        Raises:
+            InputError: the batch does not divide evenly among the devices whose statistics are to be their own.
+        """
+        updates = not self.use_running_average and not self.is_initializing()
+        axes = batch_axes() if updates and self.local else ()
+        if axes:
+            return self._by_part(x, math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes))
         before = self.get_variable("batch_stats", "var")
         x = super().__call__(x)
-        if not self.use_running_average and not self.is_initializing():
+        if updates:
             count = x.size // x.shape[-1]
             after = self.get_variable("batch_stats", "var")
             batch = after - self.momentum * before  # (1 - momentum) * biased variance
             # As a float: the cells of a large global batch are more than an int32 can count.
             self.put_variable("batch_stats", "var", after + batch / float(max(count - 1, 1)))
         return x
+
+    def _by_part(self, x: Float[Array, "B h w c"], parts: int) -> Float[Array, "B h w c"]:
+        """The same for each of so many equal parts of the batch, one a device; running statistics are the mean."""
+        if len(x) % parts:
+            raise InputError(
+                f"the number of images must be a multiple of the {parts} devices of the mesh, got {len(x)}; "
+                "change data.batch_size or the number of devices"
+            )
+        split = rows_over_devices(x.reshape(parts, -1, *x.shape[1:]))  # [P B/P h w c], a part on each device
+        wide = split.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = wide.mean((1, 2, 3), keepdims=True)  # [P 1 1 1 c]
+        var = jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
+        count = x.size // (parts * x.shape[-1])
+        for name, batch in (("mean", mean), ("var", var * (count / max(count - 1, 1)))):
+            before = self.get_variable("batch_stats", name)
+            after = self.momentum * before + (1 - self.momentum) * batch.mean((0, 1, 2, 3))
+            self.put_variable("batch_stats", name, after)
+        scale, bias = (self.get_variable("params", name)[(None,) * 4] for name in ("scale", "bias"))
+        y = (wide - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype).reshape(x.shape)
 
 
 def _conv(config: ImageEncoderConfig, features: int, kernel: int, stride: int, *, padding: int, name: str) -> nn.Conv:
@@ -71,7 +108,15 @@ def _centred_init(side_taps: float) -> nn.initializers.Initializer:
 def _norm(config: ImageEncoderConfig, *, train: bool, name: str) -> BatchNorm:
     running = not train or config.batch_norm == "frozen"
     # Two passes for the variance: E[x^2] - E[x]^2 cancels where a channel's mean is large against its spread.
-    return BatchNorm(running, momentum=0.9, epsilon=1e-5, dtype=config.dtype, use_fast_variance=False, name=name)
+    return BatchNorm(
+        running,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=config.dtype,
+        use_fast_variance=False,
+        local=config.batch_norm == "local",
+        name=name,
+    )
 
 
 def _block_convs(config: ImageEncoderConfig, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
@@ -112,8 +157,9 @@ class ResNet(nn.Module):
     """A ResNet that returns the map of every stage.
 
     Parameters and running statistics are float32; the computation and the maps have `config.dtype`. Batch
-    statistics are over the batch and the map, never over one image (with train=True, apply with
-    mutable=["batch_stats"] unless config.batch_norm is "frozen").
+    statistics are over the batch, or a device's part of it, and the map; a part should be several images, for one
+    alone is normalised over its own map (with train=True, apply with mutable=["batch_stats"] unless config.batch_norm
+    is "frozen").
     """
 
     config: ImageEncoderConfig

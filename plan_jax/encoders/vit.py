@@ -16,7 +16,8 @@ from plan_jax.config import ImageEncoderConfig
 from plan_jax.encoders.stem import StemConv
 from plan_jax.errors import InputError
 
-_INIT = nn.initializers.truncated_normal(0.02)
+_INIT = nn.initializers.normal(0.02)  # timm cuts it off at 100 standard deviations
+_CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's own, which timm leaves as it is
 
 
 def _dense(config: ImageEncoderConfig, features: int, *, name: str) -> nn.Dense:
@@ -24,6 +25,7 @@ def _dense(config: ImageEncoderConfig, features: int, *, name: str) -> nn.Dense:
 
 
 def _norm(config: ImageEncoderConfig, *, name: str) -> nn.LayerNorm:
+    # Two passes for the variance: E[x^2] - E[x]^2 cancels where a token's mean is large against its spread.
     return nn.LayerNorm(epsilon=1e-6, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
@@ -60,7 +62,10 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer that returns maps of patch tokens. Parameters and softmax are float32."""
+    """A vision transformer that returns maps of patch tokens.
+
+    Parameters, softmax and the statistics of norms are float32, the rest has `config.dtype`.
+    """
 
     config: ImageEncoderConfig
 
@@ -68,7 +73,8 @@ class ViT(nn.Module):
     def __call__(self, image: Float[Array, "B H W C"], *, train: bool) -> list[Float[Array, "B h w E"]]:
         """The maps of the block `config.local_stage` and of the last one, both after the final norm [ours].
 
-        The class token takes part in the attention and is not returned. `train` changes nothing: there is no dropout.
+        The class token takes part in the attention and is not returned: the model's global feature is the mean of the
+        last map, as it is for a ResNet [ours]. `train` changes nothing: there is no dropout.
 
         Raises:
             InputError: the image's sides are no multiples of the patch, or the config's sizes do not fit together.
@@ -76,7 +82,7 @@ class ViT(nn.Module):
         c = self.config
         _check(c, image.shape)
         grid = image.shape[1] // c.patch, image.shape[2] // c.patch
-        x = StemConv(c, c.hidden, c.patch, c.patch, 0, _INIT, use_bias=True, name="patch_conv")(image)
+        x = StemConv(c, c.hidden, c.patch, c.patch, 0, _CONV_INIT, use_bias=True, name="patch_conv")(image)
         x = x.reshape(x.shape[0], grid[0] * grid[1], c.hidden)
         first = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, c.hidden)).astype(c.dtype)
         position = self.param("position", _INIT, (1, 1 + c.grid**2, c.hidden))
@@ -117,7 +123,7 @@ def _check(config: ImageEncoderConfig, shape: tuple[int, ...]) -> None:
             f"image_encoder.hidden must be a multiple of image_encoder.heads, got {config.hidden} and {config.heads}; "
             "change one of them"
         )
-    if config.local_stage > config.layers:
+    if not 1 <= config.local_stage <= config.layers:
         raise InputError(
             f"image_encoder.local_stage must be from 1 to image_encoder.layers = {config.layers}, "
             f"got {config.local_stage}; change one of them"

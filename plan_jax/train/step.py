@@ -34,7 +34,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         loss, metrics = plan_loss(*features, config=config)
-        return loss, (metrics, updated["batch_stats"])
+        return loss, (metrics, updated.get("batch_stats", {}))
 
     gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
