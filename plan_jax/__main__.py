@@ -88,6 +88,12 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", type=int, metavar="N", help="phantom: number of images, all splits together")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn at random (default 0)")
     parser.add_argument("--level", default="", metavar="LEVEL", help="phantom: easy (default), cooc or realistic")
+    parser.add_argument("--side", type=int, default=512, metavar="PX", help="of stored images, at most (default 512)")
+    parser.add_argument(
+        "--fit", choices=("long", "short"), default="long", help="which side --side is of (default long)"
+    )
+    parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of stored images (default png)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument(
         "--vocab", type=Path, metavar="FILE", help="vocab.txt of a BERT instead of a trained vocabulary"
     )
@@ -96,9 +102,18 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
 
 def _build(call: argparse.Namespace) -> int:
     from plan_jax.data.build import build
+    from plan_jax.data.store import Store
 
     manifest = build(
-        call.name, raw=call.raw, out=call.out, size=call.size, seed=call.seed, level=call.level, vocab=call.vocab
+        call.name,
+        raw=call.raw,
+        out=call.out,
+        size=call.size,
+        seed=call.seed,
+        level=call.level,
+        vocab=call.vocab,
+        images=Store(call.side, call.fit, call.format),
+        jobs=call.jobs,
     )
     counts = ", ".join(f"{name} {split['records']}" for name, split in manifest["splits"].items())
     print(f"{call.out}: {manifest['name']} {manifest['version']}, records: {counts}")

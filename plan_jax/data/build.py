@@ -5,6 +5,7 @@ import difflib
 import importlib
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from tqdm import tqdm
 
 from plan_jax.data.builder import BuildOptions, RecordBuilder
 from plan_jax.data.records import MANIFEST, STAGING, data_folder, file_hash, open_split, read_manifest
+from plan_jax.data.row_builder import PARTS, builder_of
+from plan_jax.data.rows import RowSet
 from plan_jax.data.sheet import contact_sheet
+from plan_jax.data.store import Store
 from plan_jax.data.text import Tokenizer, train_wordpiece
 from plan_jax.errors import InputError
 
@@ -22,6 +26,7 @@ BUILDERS = {
     "phantom": ("plan_jax.data.phantom", "PhantomBuilder"),
     "covid_cxr": ("plan_jax.data.covid_cxr", "CovidCxr"),
 }
+IDENTITY = "identity.json"  # of the build whose finished shards lie in the staging folder
 VOCAB_SIZE = 8192  # at most: a small corpus stops at the pieces that occur twice
 SHEET_IMAGES = 24
 
@@ -35,39 +40,70 @@ def build(
     seed: int = 0,
     level: str = "",
     vocab: Path | None = None,
+    images: Store = Store(),  # noqa: B008 frozen
+    jobs: int | None = None,
 ) -> dict:
     """Writes data set `name` into `out` and returns its manifest; a complete build of the same options is left as is.
+
+    A build that was killed goes on with the shards that it had finished.
 
     Args:
         out: gets NAME/VERSION/ (the TFDS data set), tokenizer.json, contact_sheet.png and, last, manifest.json.
         raw: folder with the published files, for data sets that have any.
         size: number of images; None for all, or the data set's default.
         level: for data sets with levels.
-        vocab: a tokenizer.json or BERT vocab.txt to use; None learns one from the train split.
-    InputError: unknown name, unusable options, or `out` holds another build. A half-finished build is built anew.
+        vocab: a tokenizer.json or BERT vocab.txt to use; None learns one from the train split (or the first there is).
+        images: how they are stored, for data sets that have raw files.
+        jobs: processes; None for one per core.
+    InputError: unknown name, unusable options, or `out` holds another build.
     """
     out = Path(out).resolve()
-    options = BuildOptions(raw=None if raw is None else Path(raw), size=size, seed=seed, level=level)
+    raw = None if raw is None else Path(raw)
+    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    options = BuildOptions(raw=raw, size=size, seed=seed, level=level, images=images, jobs=jobs)
     if options.raw is not None and not options.raw.is_dir():
         raise InputError(f"--raw must be a folder, got {options.raw}; give the folder with the published files")
     staging = out / STAGING
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got the file {out}; give another")
     tokenizer = Tokenizer.load(vocab) if vocab is not None else None
-    shutil.rmtree(staging, ignore_errors=True)  # of a build that was killed; TFDS would take it up
+    _clear_staging(staging)
     builder = _builder_class(name)(options, data_dir=staging)
     identity = _identity(builder, vocab)
     if (out / MANIFEST).exists():
         return _reuse(out, identity)
 
     _clear_unfinished(out, identity)
+    _keep_parts_of(staging, identity)
     try:
         manifest = _write(builder, identity, tokenizer, staging=staging)
         for part in (builder.name, "tokenizer.json", "contact_sheet.png", MANIFEST):  # the last one says "complete"
             (staging / part).rename(out / part)
-    finally:
+    except (InputError, ValueError):  # the same call would fail again; after anything else it goes on
         shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def _clear_staging(staging: Path) -> None:
+    """Removes what a killed build left, which TFDS would take up, but its finished shards."""
+    for left in staging.iterdir() if staging.is_dir() else ():
+        if left.name not in (PARTS, IDENTITY):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _keep_parts_of(staging: Path, identity: dict) -> None:
+    """Finished shards of another build are of no use."""
+    known = staging / IDENTITY
+    try:
+        same = json.loads(known.read_text()) == identity
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(staging / PARTS, ignore_errors=True)
+        staging.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(identity))
 
 
 def _write(builder: RecordBuilder, identity: dict, tokenizer: Tokenizer | None, *, staging: Path) -> dict:
@@ -94,7 +130,8 @@ def _builder_class(name: str) -> type[RecordBuilder]:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(BUILDERS)}"
         raise InputError(f"data set must be one of {', '.join(BUILDERS)}, got {name!r}; {hint}")
     module, cls = BUILDERS[name]
-    return getattr(importlib.import_module(module), cls)
+    found = getattr(importlib.import_module(module), cls)
+    return builder_of(found) if issubclass(found, RowSet) else found
 
 
 def _identity(builder: RecordBuilder, vocab: Path | None) -> dict:
@@ -134,14 +171,14 @@ def _clear_unfinished(out: Path, identity: dict) -> None:
     try:
         if left.exists():
             shutil.rmtree(left)
-        (out / STAGING).mkdir(parents=True)
+        (out / STAGING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out must be a folder that can be written, got {out}: {error.strerror}") from error
 
 
 def _write_companions(directory: Path, tokenizer: Tokenizer | None, *, caption: str) -> None:
-    """tokenizer.json and contact_sheet.png, both from the train split."""
-    train = open_split(directory, "train")
+    """tokenizer.json and contact_sheet.png, both from the train split, or the first there is."""
+    train = open_split(directory, next(iter(read_manifest(directory)["splits"])))
     if tokenizer is None:
         texts = (train[i].report for i in range(len(train)))
         tokenizer = train_wordpiece(texts, vocab_size=VOCAB_SIZE)

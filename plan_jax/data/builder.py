@@ -3,7 +3,7 @@
 import abc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -11,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from plan_jax.data.records import SPLITS, Record, features, to_example
+from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
 SHARD_BYTES = 256 << 20  # a shard is closed once its records exceed this
@@ -24,6 +25,8 @@ class BuildOptions:
     size: int | None = None
     seed: int = 0
     level: str = ""
+    images: Store = field(default_factory=Store)
+    jobs: int = 1  # processes
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -50,8 +53,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, options: BuildOptions, *, data_dir: Path):
         self.options = options
         self.dropped: Counter[str] = Counter()
-        self.split_counts: dict[str, dict[str, int]] = {}
-        self.progress: Callable[[], object] = lambda: None
+        self.split_counts: dict[str, dict[str, int | str]] = {}
+        self.progress: Callable[[int], object] = lambda done: None
         self.check()
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -114,7 +117,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if unknown:
                 raise ValueError(f"labels must be in {self.classes}, got {sorted(unknown)} in record {record.key}")
             self._keys.add(record.key)
-            self.progress()
+            self.progress(1)
             yield record
         count = len(self._keys) - before
         if not count:

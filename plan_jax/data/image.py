@@ -84,6 +84,14 @@ def encode_png(image: UInt8[np.ndarray, "H W"]) -> bytes:
     return data.tobytes()
 
 
+def encode_jpeg(image: UInt8[np.ndarray, "H W"]) -> bytes:
+    """A gray image as JPEG of quality 95: a tenth of the bytes, a gray level or two off."""
+    done, data = cv2.imencode(".jpg", _checked_gray(image), (cv2.IMWRITE_JPEG_QUALITY, 95))
+    if not done:
+        raise RuntimeError("cv2 did not encode a JPEG")
+    return data.tobytes()
+
+
 def letterbox_image(image: UInt8[np.ndarray, "H W"], size: int) -> tuple[UInt8[np.ndarray, "size size"], Letterbox]:
     """The whole image in a square of side `size`, centred between zeros, and where its pixels went."""
     height, width = _checked_gray(image).shape

@@ -4,10 +4,6 @@ The position of a run is one number, the index of the next sample over all proce
 of workers or processes, so a run may continue with others.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 
 import grain
@@ -18,6 +14,7 @@ from grain.experimental import ElasticIterator
 
 from plan_jax.config import DataConfig
 from plan_jax.data.image import decode_image, letterbox_image
+from plan_jax.data.processes import follow_main_process
 from plan_jax.data.records import Record, Split
 from plan_jax.data.text import Tokenizer, split_sentences
 from plan_jax.errors import InputError
@@ -103,7 +100,7 @@ class _Example(grain.transforms.RandomMap):
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        _follow_main_process()  # Grain offers no other place to run code when a worker starts
+        follow_main_process()  # Grain offers no other place to run code when a worker starts
 
     def random_map(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:
         index, record = element
@@ -123,17 +120,3 @@ class _Example(grain.transforms.RandomMap):
             "record": np.array(index, np.int32),
             "words_cut": np.array(tokens.cut, np.int32),
         }
-
-
-def _follow_main_process() -> None:
-    """In a worker: leaves Ctrl-C, which reaches it too, to the main process, and ends when that is killed."""
-    main = multiprocessing.parent_process()
-    if main is None:
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end() -> None:
-        main.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
