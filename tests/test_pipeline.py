@@ -87,6 +87,7 @@ def test_a_batch_has_the_shapes_and_types_that_the_model_reads(batches):
         "token_mask": ((12, 80), "bool"),
         "sentence_ids": ((12, 80), "int32"),
         "record": ((12,), "int32"),
+        "words_cut": ((12,), "int32"),
     }
     assert batch["token_mask"].any(axis=1).all()
     assert (batch["word_ids"].max(axis=1) > 0).all()

@@ -173,7 +173,7 @@ def test_a_finished_run_returns_at_once_and_writes_no_metrics(trained, capsys, m
 def test_the_loss_falls_well_below_chance(trained):
     losses = [line["loss"] for line in metrics(trained.workdir)]
     chance = 2 * math.log(8)  # two losses over batches of eight
-    assert losses[0] == pytest.approx(chance, abs=0.2)
+    assert losses[0] == pytest.approx(chance, abs=0.5)  # sharp temperatures set the first guesses apart
     assert np.mean(losses[-20:]) < 0.6 * chance
 
 
