@@ -1,0 +1,32 @@
+"""Splits that are drawn as the peers draw theirs: scikit-learn's train_test_split over the sorted names.
+
+Names are sorted because the peers group their tables by name, which sorts, before they draw. Every name of a table
+takes part, also one whose image is missing or damaged, so that a missing file moves no other image.
+"""
+
+from collections.abc import Iterable
+
+from sklearn.model_selection import train_test_split
+
+
+def train_validation(names: Iterable[str], *, share: float, seed: int) -> dict[str, str]:
+    """Split of each name: `share` of them, rounded up, in validation, the rest in train."""
+    train, validation = _divide(sorted(set(names)), share, seed)
+    return dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation")
+
+
+def train_validation_test(names: Iterable[str], *, share: float, seed: int) -> dict[str, str]:
+    """Split of each name: `share` of them, rounded up, held out and halved into test and validation.
+
+    Of fewer than four names, validation may get none, then test.
+    """
+    train, held_out = _divide(sorted(set(names)), share, seed)
+    test, validation = _divide(held_out, 0.5, seed)  # in this order, as GLoRIA and MGCA
+    return dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
+
+
+def _divide(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    if len(names) < 2:  # scikit-learn refuses to leave a part empty
+        return names, []
+    kept, taken = train_test_split(names, test_size=share, random_state=seed)
+    return list(kept), list(taken)
