@@ -21,10 +21,8 @@ CELLS = "not as many cells as the header"
 NO_NAME = "no name of a file"
 SIBLING = "another line of the image is damaged"
 CONTRADICTION = "lines of the image contradict each other"
-MISSING = "image file missing"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # also keeps a name from leading out of the folder
-
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)
 
 Value = TypeVar("Value")

@@ -1,15 +1,13 @@
 """Images in and out: PNG, JPEG and DICOM to gray levels 0-255, and the square that the model sees.
 
 What is decoded is decided by the content, not by the name. Whatever is wrong with a file becomes one InputError. The
-decoders' own complaints are kept off the screen: PNG is checked and rid of what libpng would complain about before cv2
-sees it, and JPEG goes through Pillow, because cv2's JPEG decoder prints and then returns half an image.
+decoders' own complaints are kept off the screen: PNG is put in order (`plan_jax.data.png_stream`) before cv2 sees it,
+and JPEG goes through Pillow, because cv2's JPEG decoder prints and then returns half an image.
 """
 
 import contextlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,18 +18,21 @@ from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from pydicom import uid
+from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
+from plan_jax.data.frame_header import frame_size
+from plan_jax.data.png_stream import SIGNATURE as PNG
+from plan_jax.data.png_stream import ordered_png, png_sides
 from plan_jax.errors import InputError
 from plan_jax.geometry import Letterbox
 
 # Checked before decoding. A chest radiograph has 4 to 20 million pixels; JPEG and DICOM end at this side anyway.
 MAX_PIXELS, MAX_SIDE = 2**26, 2**16 - 1
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what the pixels depend on
+_JPEG = b"\xff\xd8\xff"
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _JPEG_SYNTAXES = (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes)
 _GRAY, _COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -53,24 +54,25 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W"]:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"image must be readable, got {error.strerror} at {path}; check its permissions") from error
-    headerless = path.suffix.lower() in _DICOM_SUFFIXES and not data.startswith((_PNG, _JPEG))
+    headerless = path.suffix.lower() in _DICOM_SUFFIXES and not data.startswith((PNG, _JPEG))
     if data[128:132] == b"DICM" or (data and headerless):
         return _decode_dicom(data, name=str(path))
-    return decode_image(data, name=str(path))
+    return decode_image(data, name=str(path), foreign=True)
 
 
-def decode_image(data: bytes, *, name: str) -> UInt8[np.ndarray, "H W"]:
+def decode_image(data: bytes, *, name: str, foreign: bool = False) -> UInt8[np.ndarray, "H W"]:
     """The gray image in an encoded PNG or JPEG.
 
     Colour becomes luma, transparency is laid over black, EXIF orientation is applied (not to transparent PNG). 8-bit
     values stay as they are. 16-bit values are scaled so that the range in use, lowest to highest, becomes 0-255:
     radiographs have 10 to 14 significant bits and would be nearly black if 65535 were white.
-    `name` is what an error calls the image. InputError: empty, too large, cut short, damaged, not PNG or JPEG.
+    `name` is what an error calls the image. `foreign`: not written by `encode_png`; the pixels of a PNG are checked
+    too, which takes half as long again. InputError: empty, too large, cut short, damaged, not PNG or JPEG.
     """
     if not data:
         raise InputError(f"image must hold data, got 0 bytes in {name}; get the file again")
-    if data.startswith(_PNG):
-        return _decode_png(data, name)
+    if data.startswith(PNG):
+        return _decode_png(data, name, check_pixels=foreign)
     if data.startswith(_JPEG):
         return _decode_jpeg(data, name)
     raise InputError(f"image must be PNG, JPEG or DICOM, got something else in {name}; convert it")
@@ -152,13 +154,15 @@ def _stretch(values: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
 # PNG and JPEG
 
 
-def _decode_png(data: bytes, name: str) -> np.ndarray:
-    if len(data) < 33 or data[12:16] != b"IHDR":
+def _decode_png(data: bytes, name: str, *, check_pixels: bool) -> np.ndarray:
+    sides = png_sides(data)
+    if sides is None:
         raise _damaged("PNG", name)
-    width, height, _, colour_type = struct.unpack_from(">IIBB", data, 16)
-    _check_size(height, width, name)
-    data, chunks = _essential_png(data, name)
-    transparent = colour_type in (4, 6) or (colour_type == 3 and b"tRNS" in chunks)
+    _check_size(*sides, name)
+    ordered = ordered_png(data, check_pixels=check_pixels)
+    if ordered is None:
+        raise _damaged("PNG", name)
+    data, transparent = ordered
     flags = cv2.IMREAD_UNCHANGED if transparent else cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -171,25 +175,6 @@ def _decode_png(data: bytes, name: str) -> np.ndarray:
         gray = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY)
         image = np.rint(gray * opacity).astype(image.dtype)
     return image if image.dtype == np.uint8 else _stretch(image)
-
-
-def _essential_png(data: bytes, name: str) -> tuple[bytes, set[bytes]]:
-    """The PNG reduced to the chunks its pixels depend on, every checksum verified, and the kinds of these chunks."""
-    view, at, kinds = memoryview(data), len(_PNG), set()
-    kept: list[bytes | memoryview] = [_PNG]
-    while b"IEND" not in kinds:
-        if at + 12 > len(data):
-            raise _damaged("PNG", name)
-        (length,) = struct.unpack_from(">I", data, at)
-        end = at + 12 + length
-        if end > len(data) or zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise _damaged("PNG", name)
-        kind = data[at + 4 : at + 8]
-        if kind in _PNG_CHUNKS:
-            kept.append(view[at:end])
-            kinds.add(kind)
-        at = end
-    return b"".join(kept), kinds
 
 
 def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
@@ -215,6 +200,8 @@ def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
 def _decode_dicom(data: bytes, *, name: str) -> np.ndarray:
     with _no_warnings():  # pydicom warns of deviations that do not touch the pixels
         try:
+            if uid.DeflatedExplicitVRLittleEndian.encode() in data:  # pydicom would inflate it to any size
+                raise InputError(f"DICOM must not be deflated as a whole, got that in {name}; convert it")
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
             _check_dicom(dataset, name)
             return _dicom_gray(dataset, name)
@@ -247,9 +234,12 @@ def _check_dicom(dataset: pydicom.Dataset, name: str) -> None:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
-    jpeg = dataset.file_meta.TransferSyntaxUID in _JPEG_SYNTAXES
-    if jpeg and not dataset.PixelData.rstrip(b"\0").endswith(b"\xff\xd9"):  # the decoders would fill in what is missing
-        raise _damaged("DICOM", name)
+    if dataset.file_meta.TransferSyntaxUID in _JPEG_SYNTAXES:
+        if not dataset.PixelData.rstrip(b"\0").endswith(b"\xff\xd9"):  # the decoders would fill in what is missing
+            raise _damaged("DICOM", name)
+        size = frame_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        if size not in [(dataset.Rows, dataset.Columns, components) for components in (1, 3)]:
+            raise InputError(f"DICOM must hold a frame of its own size, got another in {name}; get the file again")
 
 
 def _dicom_gray(dataset: pydicom.Dataset, name: str) -> np.ndarray:

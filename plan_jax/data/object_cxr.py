@@ -13,7 +13,6 @@ import numpy as np
 from plan_jax.data.entries import (
     CELLS,
     CONTRADICTION,
-    MISSING,
     Entry,
     Line,
     file_names,
@@ -27,6 +26,7 @@ from plan_jax.data.image import MAX_SIDE
 from plan_jax.data.records import Phrase
 from plan_jax.data.rows import Row, RowSet
 from plan_jax.data.splits import train_validation
+from plan_jax.data.store import MISSING
 
 PARTS = ("train", "dev")  # NAME.csv and NAME/
 COLUMNS = ("image_name", "annotation")

@@ -11,7 +11,6 @@ from pathlib import Path
 from plan_jax.data.entries import (
     CELLS,
     CONTRADICTION,
-    MISSING,
     Entry,
     Line,
     file_names,
@@ -24,6 +23,7 @@ from plan_jax.data.entries import (
 from plan_jax.data.records import Phrase
 from plan_jax.data.rows import Row, RowSet
 from plan_jax.data.splits import train_validation_test
+from plan_jax.data.store import MISSING
 
 TABLE, IMAGES = "stage_2_train_labels.csv", "stage_2_train_images"
 COLUMNS = ("patientId", "x", "y", "width", "height", "Target")

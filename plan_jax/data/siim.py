@@ -13,7 +13,6 @@ import numpy as np
 from plan_jax.data.entries import (
     CELLS,
     CONTRADICTION,
-    MISSING,
     Entry,
     Line,
     file_names,
@@ -26,6 +25,7 @@ from plan_jax.data.records import Phrase
 from plan_jax.data.rows import Row, RowSet
 from plan_jax.data.run_lengths import decode_runs, encode_runs, mask_box, read_runs
 from plan_jax.data.splits import train_validation_test
+from plan_jax.data.store import MISSING
 from plan_jax.errors import InputError
 
 TABLE, IMAGES = "train-rle.csv", "dicom-images-train"
