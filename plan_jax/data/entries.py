@@ -73,8 +73,9 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        cells = _cells(line) or []
-        whole = len(cells) >= len(header) and not any(cells[len(header) :])
+        read = _cells(line)
+        cells = read or [cell.strip('" \r') for cell in line.split(",")]  # broken quotes: it still tells the image
+        whole = bool(read) and len(cells) >= len(header) and not any(cells[len(header) :])
         yield Line(number, tuple(cells[place] if place < len(cells) else "" for place in places), whole)
 
 
