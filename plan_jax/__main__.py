@@ -64,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_build(commands)
+    _add_fake(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_ground(commands)
@@ -82,7 +83,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         description="Writes a data set as ArrayRecord, with its tokenizer, a manifest and a contact sheet. "
         "phantom is made from nothing (toys that test a method, not radiographs); the others read --raw as published.",
     )
-    parser.add_argument("name", metavar="NAME", help="phantom or covid_cxr")
+    parser.add_argument("name", metavar="NAME", help="phantom, covid_cxr, rsna, siim or object_cxr")
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of the raw files, in their published layout")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, metavar="N", help="phantom: number of images, all splits together")
@@ -119,6 +120,27 @@ def _build(call: argparse.Namespace) -> int:
     print(f"{call.out}: {manifest['name']} {manifest['version']}, records: {counts}")
     for reason, rows in manifest["dropped"].items():
         print(f"  left out: {rows} rows, {reason}")
+    return 0
+
+
+def _add_fake(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "fake",
+        help="write a small made-up raw folder in the published layout of a data set",
+        description="For trials without access to the data: a few small films with the tables of the published set and "
+        "their quirks (missing files, damaged lines), which `build NAME --raw DIR` reads.",
+    )
+    parser.add_argument("name", metavar="NAME", help="rsna, siim or object_cxr")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn at random (default 0)")
+    parser.set_defaults(run=_fake)
+
+
+def _fake(call: argparse.Namespace) -> int:
+    from plan_jax.data.fake import fake
+
+    fake(call.name, out=call.out, seed=call.seed)
+    print(f"{call.out}: made-up {call.name}; build it with: build {call.name} --raw {call.out} --out DIR")
     return 0
 
 

@@ -25,6 +25,9 @@ from plan_jax.errors import InputError
 BUILDERS = {
     "phantom": ("plan_jax.data.phantom", "PhantomBuilder"),
     "covid_cxr": ("plan_jax.data.covid_cxr", "CovidCxr"),
+    "rsna": ("plan_jax.data.rsna", "Rsna"),
+    "siim": ("plan_jax.data.siim", "Siim"),
+    "object_cxr": ("plan_jax.data.object_cxr", "ObjectCxr"),
 }
 IDENTITY = "identity.json"  # of the build whose finished shards lie in the staging folder
 VOCAB_SIZE = 8192  # at most: a small corpus stops at the pieces that occur twice
