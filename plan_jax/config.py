@@ -57,7 +57,7 @@ class ImageEncoderConfig:
     local_stage: int = 3  # 1-based stage, or block of a ViT, whose map gives the patch features [ours]
     side_taps: float = 1.0  # scale, 0 to 1, of a 3x3 kernel's initial weights beside its centre (resnet._centred_init)
     # train: statistics of the global batch, over all devices (synchronised BatchNorm, which jit over a mesh gives for
-    # free); local: of each device's own part, without a collective; frozen: the running ones, also while training
+    # free); local: of each device's part, no collective but the running ones' mean; frozen: the running ones
     batch_norm: str = _choice("train", "train", "local", "frozen")
     hidden: int = 768  # from here on of a ViT; defaults: ViT-B
     layers: int = 12
