@@ -14,6 +14,8 @@ from plan_jax import __version__
 from plan_jax.commands import CONFIG_HELP, add_ablate, add_benchmark, add_compile
 from plan_jax.errors import InputError
 
+FAKE_NAMES = "chexpert, chexpert_5x200, covidx, nih_cxr14, rsna, siim or object_cxr"
+BUILD_NAMES = f"phantom, covid_cxr, {FAKE_NAMES}"
 EPILOG = """\
 from nothing to a grounded phrase:
   python -m plan_jax build phantom --out runs/phantom_data
@@ -83,7 +85,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         description="Writes a data set as ArrayRecord, with its tokenizer, a manifest and a contact sheet. "
         "phantom is made from nothing (toys that test a method, not radiographs); the others read --raw as published.",
     )
-    parser.add_argument("name", metavar="NAME", help="phantom, covid_cxr, rsna, siim or object_cxr")
+    parser.add_argument("name", metavar="NAME", help=BUILD_NAMES)
     parser.add_argument("--raw", type=Path, metavar="DIR", help="folder of the raw files, in their published layout")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--size", type=int, metavar="N", help="phantom: number of images, all splits together")
@@ -130,7 +132,7 @@ def _add_fake(commands: argparse._SubParsersAction) -> None:
         description="For trials without access to the data: a few small films with the tables of the published set and "
         "their quirks (missing files, damaged lines), which `build NAME --raw DIR` reads.",
     )
-    parser.add_argument("name", metavar="NAME", help="rsna, siim or object_cxr")
+    parser.add_argument("name", metavar="NAME", help=FAKE_NAMES)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything drawn at random (default 0)")
     parser.set_defaults(run=_fake)

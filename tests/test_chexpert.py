@@ -220,10 +220,10 @@ def test_a_film_with_more_than_one_finding_or_an_uncertain_one_is_no_candidate(p
 
 def test_the_draw_is_the_documented_one():
     films = [film(i, **{FINDINGS[i % 5].replace(" ", "_"): 1}) for i in range(5000)]
-    places = sorted(np.random.default_rng(0).choice(1000, 200, replace=False))
+    places = sorted(np.random.RandomState(0).choice(1000, 200, replace=False))
     chosen = draw(films, per_class=200)
     assert [one.key for one in chosen] == [films[5 * place + k].key for k in range(5) for place in places]
-    assert places[:6] == [2, 4, 7, 13, 14, 15]  # NumPy may change its streams: then the list is another
+    assert places[:6] == [1, 5, 8, 14, 27, 30]  # what pandas' sample(n=200, random_state=0) keeps of 1,000 rows
 
 
 def test_too_few_candidates_are_an_error_that_says_how_many(raw, monkeypatch):

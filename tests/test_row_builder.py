@@ -47,7 +47,7 @@ def test_every_data_set_builds_from_its_made_up_raw_folder(name, tmp_path, capsy
     assert main(call) == 0
     assert "records" in capsys.readouterr().out
     manifest = build(name, raw=tmp_path / "raw", out=tmp_path / "out", images=Store(side=48), jobs=1)
-    assert sum(manifest["dropped"].values()) > 0  # a raw folder has quirks
+    assert name == "chexpert_5x200" or sum(manifest["dropped"].values()) > 0  # a raw folder has quirks; a list none
     patients: set[str] = set()
     for split, counts in manifest["splits"].items():
         records = open_split(tmp_path / "out", split)

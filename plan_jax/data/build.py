@@ -25,6 +25,10 @@ from plan_jax.errors import InputError
 BUILDERS = {
     "phantom": ("plan_jax.data.phantom", "PhantomBuilder"),
     "covid_cxr": ("plan_jax.data.covid_cxr", "CovidCxr"),
+    "chexpert": ("plan_jax.data.chexpert", "CheXpert"),
+    "chexpert_5x200": ("plan_jax.data.chexpert_5x200", "CheXpert5x200"),
+    "covidx": ("plan_jax.data.covidx", "CovidX"),
+    "nih_cxr14": ("plan_jax.data.nih_cxr14", "NihCxr14"),
     "rsna": ("plan_jax.data.rsna", "Rsna"),
     "siim": ("plan_jax.data.siim", "Siim"),
     "object_cxr": ("plan_jax.data.object_cxr", "ObjectCxr"),

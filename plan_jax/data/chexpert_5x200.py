@@ -68,8 +68,9 @@ def draw(films: Sequence[Film], *, per_class: int) -> list[Chosen]:
     """`per_class` films for each finding, in the order of FINDINGS and then of the table.
 
     The candidates of a finding are the films where it is 1 and the other four and ABSENT are 0, in the order of the
-    table; uncertain is not 0. Their places that are kept: `numpy.random.default_rng(0).choice(count, per_class,
-    replace=False)`, from a new generator for each finding. Whether images are there plays no part.
+    table; uncertain is not 0. Their places that are kept: `numpy.random.RandomState(0).choice(count, per_class,
+    replace=False)`, from a new generator for each finding, which is what pandas' `sample(n=200, random_state=0)` draws
+    and NumPy will not change. Whether images are there plays no part.
     InputError: too few candidates.
     """
     chosen = []
@@ -80,7 +81,7 @@ def draw(films: Sequence[Film], *, per_class: int) -> list[Chosen]:
                 f"{TRAIN} must have {per_class} frontal films with {finding} alone for the 5x200 list, got "
                 f"{len(candidates)}; give the whole {TRAIN}, or the list as {LIST} in --raw"
             )
-        places = np.random.default_rng(SEED).choice(len(candidates), per_class, replace=False)
+        places = np.random.RandomState(SEED).choice(len(candidates), per_class, replace=False)
         chosen += [Chosen(candidates[i].key, finding, candidates[i].where) for i in sorted(places)]
     return chosen
 

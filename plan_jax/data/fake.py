@@ -8,6 +8,10 @@ from plan_jax.errors import InputError
 
 # data set -> module and function; imported when it is written
 FAKES = {
+    "chexpert": ("plan_jax.data.fake_labels", "fake_chexpert_5x200"),  # with a list of its own: it is too small to draw
+    "chexpert_5x200": ("plan_jax.data.fake_labels", "fake_chexpert_5x200"),
+    "covidx": ("plan_jax.data.fake_labels", "fake_covidx"),
+    "nih_cxr14": ("plan_jax.data.fake_labels", "fake_nih_cxr14"),
     "rsna": ("plan_jax.data.fake_boxes", "fake_rsna"),
     "siim": ("plan_jax.data.fake_boxes", "fake_siim"),
     "object_cxr": ("plan_jax.data.fake_boxes", "fake_object_cxr"),
