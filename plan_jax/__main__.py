@@ -14,7 +14,7 @@ from plan_jax import __version__
 from plan_jax.commands import CONFIG_HELP, add_ablate, add_benchmark, add_compile
 from plan_jax.errors import InputError
 
-FAKE_NAMES = "chexpert, chexpert_5x200, covidx, nih_cxr14, rsna, siim or object_cxr"
+FAKE_NAMES = "chexpert, chexpert_5x200, covidx, nih_cxr14, rsna, siim, object_cxr, mimic_cxr, ms_cxr or openi"
 BUILD_NAMES = f"phantom, covid_cxr, {FAKE_NAMES}"
 EPILOG = """\
 from nothing to a grounded phrase:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from plan_jax.data.build import build
 from plan_jax.data.builder import BuildOptions
-from plan_jax.data.covid_cxr import CovidCxr, Row, labels, patient_groups, read_table, split_of_groups, why_dropped
+from plan_jax.data.covid_cxr import CovidCxr, Row, labels, patient_groups, read_table, why_dropped
+from plan_jax.data.dealing import split_of_groups
 from plan_jax.data.image import decode_image, encode_png
 from plan_jax.data.records import open_split
 from plan_jax.errors import InputError

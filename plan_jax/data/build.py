@@ -32,6 +32,9 @@ BUILDERS = {
     "rsna": ("plan_jax.data.rsna", "Rsna"),
     "siim": ("plan_jax.data.siim", "Siim"),
     "object_cxr": ("plan_jax.data.object_cxr", "ObjectCxr"),
+    "mimic_cxr": ("plan_jax.data.mimic_cxr", "MimicCxr"),
+    "ms_cxr": ("plan_jax.data.ms_cxr", "MsCxr"),
+    "openi": ("plan_jax.data.openi", "OpenI"),
 }
 IDENTITY = "identity.json"  # of the build whose finished shards lie in the staging folder
 VOCAB_SIZE = 8192  # at most: a small corpus stops at the pieces that occur twice

@@ -6,7 +6,6 @@ the film shows with history and with other examinations.
 """
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from plan_jax.data.builder import RecordBuilder
+from plan_jax.data.dealing import split_of_groups
 from plan_jax.data.image import encode_png, read_image, shrink_image
 from plan_jax.data.records import SPLITS, Record, file_hash
 from plan_jax.errors import InputError
@@ -24,7 +24,6 @@ COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_not
 FRONTAL = ("pa", "ap", "aps")  # first word of the view: "AP Supine", "AP erect", ...
 NO_LABEL = ("", "todo", "unknown")
 LONG_SIDE = 512  # of a stored image, pixels
-HELD_OUT = 0.1  # share of the patients in each of tune, validation and test
 
 
 @dataclass(frozen=True)
@@ -102,18 +101,6 @@ def patient_groups(rows: Sequence[Row]) -> list[str]:
                 parent[high] = low
     roots = [rows[root(index)] for index in range(len(rows))]
     return [row.patient or f"row {row.number}" for row in roots]
-
-
-def split_of_groups(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """Split of each group: a tenth each, at least one, in tune, validation and test, in the order of SHA-256.
-
-    Fewer than four groups go to train, test and validation, in this order.
-    """
-    order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
-    if len(order) < len(SPLITS):
-        return dict(zip(order, ("train", "test", "validation"), strict=False))
-    held = max(1, round(HELD_OUT * len(order)))
-    return {group: SPLITS[1 + i // held] if i < 3 * held else "train" for i, group in enumerate(order)}
 
 
 def labels(finding: str) -> tuple[str, ...]:

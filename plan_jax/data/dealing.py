@@ -3,24 +3,54 @@
 The tables and the seed alone decide the split of a patient: an image that is missing here moves nobody.
 """
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from plan_jax.data.covid_cxr import split_of_groups
 from plan_jax.data.records import SPLITS
 from plan_jax.data.rows import Row
 from plan_jax.data.store import MISSING
 from plan_jax.errors import InputError
 
-TESTED = "patient of the test split"
+HELD_OUT = 0.1  # share of the patients in each of tune, validation and test
+TESTED, ELSEWHERE = "patient of the test split", "patient of another split"
+
+
+def shuffled(groups: Iterable[str], seed: int) -> list[str]:
+    """The different groups in the order of SHA-256 of seed and name: the order of the table has no say."""
+    return sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+
+
+def split_of_groups(groups: Sequence[str], seed: int) -> dict[str, str]:
+    """Split of each group: a tenth each, at least one, in tune, validation and test, in the order of SHA-256.
+
+    Fewer than four groups go to train, test and validation, in this order.
+    """
+    order = shuffled(groups, seed)
+    if len(order) < len(SPLITS):
+        return dict(zip(order, ("train", "test", "validation"), strict=False))
+    held = max(1, round(HELD_OUT * len(order)))
+    return {group: SPLITS[1 + i // held] if i < 3 * held else "train" for i, group in enumerate(order)}
+
+
+def strictest_split(published: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """(patient, split) of every image -> the split of each patient: of several the one that is furthest from train."""
+    chosen: dict[str, str] = {}
+    for patient, split in published:
+        chosen[patient] = max(chosen.get(patient, split), split, key=SPLITS.index)
+    return chosen
+
+
+def by_split(rows: Sequence[Row], split: Mapping[str, str]) -> dict[str, list[Row]]:
+    """Split -> its rows, in their order; `split` names that of each patient."""
+    return {name: [row for row in rows if split[row.patient] == name] for name in SPLITS}
 
 
 def deal(rows: Sequence[Row], *, seed: int) -> dict[str, list[Row]]:
     """Split -> its rows, in their order; the patients are dealt as `split_of_groups` deals groups."""
-    split = split_of_groups([row.patient for row in rows], seed)
-    return {name: [row for row in rows if split[row.patient] == name] for name in SPLITS}
+    return by_split(rows, split_of_groups([row.patient for row in rows], seed))
 
 
 def deal_around_test(

@@ -15,6 +15,9 @@ FAKES = {
     "rsna": ("plan_jax.data.fake_boxes", "fake_rsna"),
     "siim": ("plan_jax.data.fake_boxes", "fake_siim"),
     "object_cxr": ("plan_jax.data.fake_boxes", "fake_object_cxr"),
+    "mimic_cxr": ("plan_jax.data.fake_reports", "fake_mimic_cxr"),
+    "ms_cxr": ("plan_jax.data.fake_reports", "fake_ms_cxr"),
+    "openi": ("plan_jax.data.fake_openi", "fake_openi"),
 }
 
 
