@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from plan_jax.data.image import encode_jpeg, encode_png, read_image
+from plan_jax.data.image import encode_jpeg, encode_png, read_image, shrink_image
 from plan_jax.data.records import Phrase, Record
 from plan_jax.data.rows import Row
 from plan_jax.data.run_lengths import decode_runs
@@ -61,13 +61,9 @@ def record_of(row: Row, store: Store) -> Record | str:
 
 
 def _shrunk(image: UInt8[np.ndarray, "H W"], store: Store) -> UInt8[np.ndarray, "h w"]:
-    """By area averaging, the aspect kept to whole pixels; never enlarged."""
-    sides = image.shape
-    factor = store.side / (max(sides) if store.fit == "long" else min(sides))
-    if factor >= 1:
-        return image
-    height, width = (max(1, round(side * factor)) for side in sides)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    """With the chosen side at most `store.side`; never enlarged."""
+    long_side = store.side if store.fit == "long" else round(store.side * max(image.shape) / min(image.shape))
+    return shrink_image(image, long_side=long_side)
 
 
 def _scaled(phrase: Phrase, scale: tuple[float, ...], shape: tuple[int, ...]) -> Phrase:

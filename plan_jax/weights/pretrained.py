@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from plan_jax.config import Config
+from plan_jax.data.records import file_hash
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.model import initial_variables
 from plan_jax.weights import bert_names, resnet_names, vit_names
 from plan_jax.weights.links import Link, replaced, some, take
 from plan_jax.weights.source import find_vocabulary, find_weights
-from plan_jax.weights.tensors import read_tensors, sha256
+from plan_jax.weights.tensors import read_tensors
 
 ENCODERS = ("image_encoder", "text_encoder")
 
@@ -132,7 +133,7 @@ def _loaded(variables: Any, config: Config, encoder: str) -> tuple[Any, Origin]:
         encoder=encoder,
         source=settings.weights,
         file=path.name,
-        sha256=sha256(path),
+        sha256=file_hash(path),
         prefix=prefix,
         used=len(links),
         unused=tuple(sorted(theirs for name, theirs in published.items() if name not in read)),

@@ -1,6 +1,5 @@
 """Files of named tensors. Nothing in them is ever run: safetensors, Flax's msgpack, PyTorch's only as plain weights."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,12 +53,6 @@ def write_tensors(path: Path, tensors: Tensors, *, metadata: Mapping[str, str] |
     partial = path.with_name(f"{path.name}.tmp")
     safetensors.numpy.save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
     partial.replace(path)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
