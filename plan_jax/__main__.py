@@ -82,7 +82,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "build",
         help="turn raw files into a data set that train and evaluate read",
-        description="Writes a data set as ArrayRecord, with its tokenizer, a manifest and a contact sheet. "
+        description="Writes a data set as ArrayRecord, with its tokenizer, a manifest, a report and a contact sheet. "
         "phantom is made from nothing (toys that test a method, not radiographs); the others read --raw as published.",
     )
     parser.add_argument("name", metavar="NAME", help=BUILD_NAMES)
@@ -105,6 +105,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
 
 def _build(call: argparse.Namespace) -> int:
     from plan_jax.data.build import build
+    from plan_jax.data.report import report_lines
     from plan_jax.data.store import Store
 
     manifest = build(
@@ -118,10 +119,8 @@ def _build(call: argparse.Namespace) -> int:
         images=Store(call.side, call.fit, call.format),
         jobs=call.jobs,
     )
-    counts = ", ".join(f"{name} {split['records']}" for name, split in manifest["splits"].items())
-    print(f"{call.out}: {manifest['name']} {manifest['version']}, records: {counts}")
-    for reason, rows in manifest["dropped"].items():
-        print(f"  left out: {rows} rows, {reason}")
+    print("\n".join(report_lines(manifest)))
+    print(f"{call.out}: {', '.join(sorted(path.name for path in call.out.iterdir()))}")
     return 0
 
 

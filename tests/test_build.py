@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from plan_jax.data import build as build_module
 from plan_jax.data.build import build
-from plan_jax.data.builder import RecordBuilder
+from plan_jax.data.companions import VOCAB_SIZE
 from plan_jax.data.phantom import make_phantom, phantom_record
-from plan_jax.data.records import MANIFEST, STAGING, Record, file_hash, open_split, read_manifest
-from plan_jax.data.text import SPECIAL, Tokenizer
+from plan_jax.data.records import MANIFEST, STAGING, file_hash, open_split, read_manifest
+from plan_jax.data.rows import RowSet
+from plan_jax.data.text import SPECIAL, Tokenizer, train_wordpiece
 from plan_jax.errors import InputError
 
 SIZE = 60
@@ -28,23 +28,16 @@ print("tensorflow" in sys.modules)
 """
 
 
-class Broken(RecordBuilder, skip_registration=True):
-    """Fails after the first record, as raw data with a bad row do."""
+class Broken(RowSet):
+    """Fails when the rows are read, as a damaged table does."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    name, version, summary = "broken", "1.0.0", "A damaged table."
 
-    def check(self) -> None:
-        pass
+    def inputs(self):
+        return ()
 
-    def manifest_options(self) -> dict[str, int | str]:
-        return {}
-
-    def read(self):
-        return {"train": self._records()}
-
-    def _records(self):
-        yield Record("a", "p", "s", b"")
-        raise InputError("table.csv row 2 must have an image, got none; repair it")
+    def rows(self):
+        raise InputError("table.csv line 2 must have an image, got none; repair it")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +66,7 @@ def test_a_build_holds_the_data_its_tokenizer_a_sheet_and_nothing_else(built):
         MANIFEST,
         "tokenizer.json",
         "contact_sheet.png",
+        "report.txt",
     }
     assert sorted(path.name.split(".")[0] for path in (built / "phantom" / "1.0.0").iterdir()) == [
         "dataset_info",
@@ -107,15 +101,11 @@ def test_the_records_are_the_phantoms_of_the_seed(built):
             assert record == phantom_record(make_phantom(1, index, level="easy"))
 
 
-def test_the_tokenizer_is_learned_from_the_train_split_alone(copy, built, monkeypatch):
-    read = []
-    monkeypatch.setattr(
-        build_module, "open_split", lambda directory, name: read.append(name) or open_split(built, name)
-    )
-    build_module._write_companions(copy, None, caption="")
-    assert read == ["train"]
-    tokenizer = Tokenizer.load(built / "tokenizer.json")
+def test_the_tokenizer_is_learned_from_the_train_split_alone(copy, built):
     train = open_split(built, "train")
+    expected = train_wordpiece((train[i].report for i in range(len(train))), vocab_size=VOCAB_SIZE)
+    assert Tokenizer.load(built / "tokenizer.json").vocabulary == expected.vocabulary
+    tokenizer = Tokenizer.load(built / "tokenizer.json")
     for index in range(len(train)):
         tokens = tokenizer.encode(train[index].report, max_tokens=256, max_words=100, truncate=False)
         assert tokenizer._vocab["[UNK]"] not in tokens.token_ids
@@ -168,9 +158,9 @@ def test_an_unfinished_build_is_built_anew(copy, built):
 
 
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setitem(build_module.BUILDERS, "broken", (__name__, "Broken"))
-    with pytest.raises(InputError, match=r"table\.csv row 2"):
-        build("broken", out=tmp_path / "out")
+    monkeypatch.setitem(build_module.DATA_SETS, "broken", (__name__, "Broken"))
+    with pytest.raises(InputError, match=r"table\.csv line 2"):
+        build("broken", raw=tmp_path, out=tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plan_jax.data.build import build
-from plan_jax.data.builder import BuildOptions
-from plan_jax.data.covid_cxr import CovidCxr, Row, labels, patient_groups, read_table, why_dropped
+from plan_jax.data.covid_cxr import CovidCxr, Line, labels, patient_groups, read_table, why_dropped
 from plan_jax.data.dealing import split_of_groups
 from plan_jax.data.image import decode_image, encode_png
-from plan_jax.data.records import open_split
+from plan_jax.data.records import Record, open_split
+from plan_jax.data.store import Store, record_of
 from plan_jax.errors import InputError
 
 PUBLISHED = (
@@ -49,16 +49,14 @@ def picture(number: int, height: int = 24, width: int = 20) -> bytes:
     return encode_png(np.random.default_rng(number).integers(0, 256, (height, width), np.uint8))
 
 
-def builder(folder, **options) -> CovidCxr:
-    return CovidCxr(BuildOptions(raw=folder, **options), data_dir=folder.parent / "out")
+def records(made: CovidCxr) -> list[Record]:
+    """Those whose image can be decoded."""
+    found = [record_of(row, Store()) for part in made.rows().values() for row in part]
+    return [record for record in found if isinstance(record, Record)]
 
 
-def records(made: CovidCxr) -> list:
-    return [record for part in made.read().values() for record in part]
-
-
-def row(number: int, patient: str = "", filename: str = "", notes: str = "") -> Row:
-    return Row(number, patient, "", "PA", "X-ray", filename, notes, extra=False)
+def line(number: int, patient: str = "", filename: str = "", notes: str = "") -> Line:
+    return Line(number, patient, "", "PA", "X-ray", filename, notes, extra=False)
 
 
 QUIRKS = [
@@ -87,17 +85,16 @@ PICTURES = {"a.png": (24, 20), "b.png": (24, 20), "c.png": (24, 20), "d.png": (2
 
 
 def test_every_row_is_kept_or_counted_with_its_reason(raw):
-    made = builder(raw([quirk for quirk, _ in QUIRKS] + [[], ["", ""]], PICTURES))
-    kept = records(made)
+    folder = raw([quirk for quirk, _ in QUIRKS] + [[], ["", ""]], PICTURES)
+    manifest = build("covid_cxr", raw=folder, out=folder.parent / "out")
     expected = Counter(reason for _, reason in QUIRKS)
-    assert len(made.rows) == len(QUIRKS)
-    assert len(kept) == expected.pop("")
-    assert made.dropped == expected
-    assert len(kept) + sum(made.dropped.values()) == len(made.rows)
+    assert len(read_table(folder / "metadata.csv")) == len(QUIRKS) == expected.total()
+    assert sum(part["records"] for part in manifest["splits"].values()) == expected.pop("")
+    assert manifest["dropped"] == expected
 
 
 def test_a_record_holds_what_the_row_says(raw):
-    made = builder(raw([quirk for quirk, _ in QUIRKS], PICTURES))
+    made = CovidCxr(raw([quirk for quirk, _ in QUIRKS], PICTURES))
     by_key = {record.key: record for record in records(made)}
     assert sorted(by_key) == ["a.png", "b.png", "c.png", "d.png", "e.JPG"]
     a, b = by_key["a.png"], by_key["b.png"]
@@ -111,7 +108,7 @@ def test_a_record_holds_what_the_row_says(raw):
 
 
 def test_the_images_of_a_study_share_patient_and_notes(raw):
-    made = builder(
+    made = CovidCxr(
         raw(
             [
                 cells(patientid="1", filename="a.png", clinical_notes="one"),
@@ -128,7 +125,7 @@ def test_the_images_of_a_study_share_patient_and_notes(raw):
 
 
 def test_large_images_are_reduced_and_small_ones_kept(raw):
-    made = builder(raw([cells(filename="a.png"), cells(filename="b.png")], {"a.png": (1030, 700), "b.png": (30, 512)}))
+    made = CovidCxr(raw([cells(filename="a.png"), cells(filename="b.png")], {"a.png": (1030, 700), "b.png": (30, 512)}))
     shapes = {record.key: decode_image(record.image, name="x").shape for record in records(made)}
     assert shapes == {"a.png": (512, 348), "b.png": (30, 512)}
 
@@ -136,19 +133,21 @@ def test_large_images_are_reduced_and_small_ones_kept(raw):
 def test_two_builds_read_the_same_and_another_seed_deals_anew(raw):
     rows = [cells(patientid=str(i), filename=f"{i}.png", clinical_notes=f"case {i}") for i in range(30)]
     folder = raw(rows, {f"{i}.png": (8, 8) for i in range(30)})
-    first, again, other = (builder(folder, seed=seed).read() for seed in (0, 0, 1))
+    first, again, other = (CovidCxr(folder, seed=seed).rows() for seed in (0, 0, 1))
     assert first == again
     assert first != other
     assert {name: len(part) for name, part in first.items()} == {"train": 21, "tune": 3, "validation": 3, "test": 3}
-    assert builder(folder, seed=0).manifest_options() != builder(folder, seed=1).manifest_options()
+    identities = [CovidCxr(folder, seed=seed).identity(size=None, images=Store()) for seed in (0, 0, 1)]
+    assert identities[0] == identities[1] != identities[2]
 
 
-def test_size_keeps_the_first_images_and_counts_the_rest(raw):
+def test_size_keeps_the_first_images_of_each_split_and_counts_the_rest(raw):
     rows = [cells(patientid=str(i), filename=f"{i}.png", clinical_notes=f"case {i}") for i in range(9)]
-    made = builder(raw(rows, {f"{i}.png": (8, 8) for i in range(9)}), size=5)
-    assert sorted(record.key for record in records(made)) == [f"{i}.png" for i in range(5)]
-    assert made.dropped == {"beyond --size": 4}
-    assert made.manifest_options()["size"] == 5
+    folder = raw(rows, {f"{i}.png": (8, 8) for i in range(9)})
+    manifest = build("covid_cxr", raw=folder, out=folder.parent / "out", size=5)
+    assert sum(part["records"] for part in manifest["splits"].values()) == 6  # at least one of each split
+    assert manifest["dropped"] == {"beyond --size": 3}
+    assert manifest["options"]["size"] == 5
 
 
 def test_the_command_builds_a_data_set_that_reads_back(raw, tmp_path):
@@ -159,7 +158,7 @@ def test_the_command_builds_a_data_set_that_reads_back(raw, tmp_path):
     assert manifest["classes"] == ["COVID-19"]
     assert sum(part["records"] for part in manifest["splits"].values()) == 8
     train = open_split(tmp_path / "built", "train")
-    expected = builder(folder).read()["train"]
+    expected = [record_of(row, Store()) for row in CovidCxr(folder).rows()["train"]]
     assert [train[i] for i in range(len(train))] == expected
 
 
@@ -178,7 +177,7 @@ def test_byte_order_mark_quoted_lines_and_damaged_bytes_are_read(tmp_path):
 def test_names_of_columns_may_have_spaces_and_capitals(tmp_path):
     path = tmp_path / "metadata.csv"
     path.write_text("Patientid, finding,view,modality,filename ,clinical_notes\n3,ARDS,PA,X-ray,a.png,text\n")
-    assert read_table(path) == [Row(2, "3", "ARDS", "PA", "X-ray", "a.png", "text", extra=False)]
+    assert read_table(path) == [Line(2, "3", "ARDS", "PA", "X-ray", "a.png", "text", extra=False)]
 
 
 @given(st.lists(st.lists(st.text(max_size=4), max_size=31), max_size=3))
@@ -204,31 +203,33 @@ def test_what_is_no_such_table_is_an_error_that_names_it(raw, content, message):
     folder = raw([], {})
     (folder / "metadata.csv").write_bytes(content)
     with pytest.raises(InputError, match=rf"metadata\.csv {message}"):
-        builder(folder)
+        CovidCxr(folder).rows()
 
 
 def test_a_raw_folder_without_its_parts_is_an_error_with_the_next_step(raw, tmp_path):
-    with pytest.raises(InputError, match=r"--raw must name the folder with metadata\.csv and images/"):
-        CovidCxr(BuildOptions(), data_dir=tmp_path)
+    with pytest.raises(InputError, match="--raw must name the folder of the published files for covid_cxr"):
+        build("covid_cxr", out=tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"got no metadata\.csv in .*; give another folder"):
-        builder(tmp_path / "nowhere")
+        build("covid_cxr", raw=tmp_path / "empty", out=tmp_path / "out")
     folder = raw([], {})
     (folder / "images").rmdir()
     with pytest.raises(InputError, match=r"got no images/ in .*; give another folder"):
-        builder(folder)
+        build("covid_cxr", raw=folder, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_unusable_options_are_refused(raw):
+def test_unusable_options_are_refused(raw, tmp_path):
     folder = raw([], {})
     with pytest.raises(InputError, match="--size must be at least 1"):
-        builder(folder, size=0)
+        build("covid_cxr", raw=folder, out=tmp_path / "out", size=0)
     with pytest.raises(InputError, match="--level must be left out"):
-        builder(folder, level="easy")
+        build("covid_cxr", raw=folder, out=tmp_path / "out", level="easy")
 
 
 def test_a_table_without_a_usable_row_is_an_error_that_says_why(raw):
     with pytest.raises(InputError, match="must have a frontal X-ray with notes and image, got 2 image file missing;"):
-        builder(raw([cells(filename="a.png"), cells(filename="b.png")], {})).read()
+        CovidCxr(raw([cells(filename="a.png"), cells(filename="b.png")], {})).rows()
 
 
 # Groups, splits, labels
@@ -236,13 +237,13 @@ def test_a_table_without_a_usable_row_is_an_error_that_says_why(raw):
 
 def test_rows_are_grouped_by_patient_file_and_notes_over_any_number_of_steps():
     rows = [
-        row(2, "1", "a", "text a"),
-        row(3, "2", "b", "text b"),
-        row(4, "3", "b", "text c"),  # the file of 3
-        row(5, "4", "d", "Text C"),  # the notes of 4
-        row(6, "", "e", "text e"),
-        row(7, "", "f", "text f"),
-        row(8, "4", "a", ""),  # joins the first row with the others
+        line(2, "1", "a", "text a"),
+        line(3, "2", "b", "text b"),
+        line(4, "3", "b", "text c"),  # the file of 3
+        line(5, "4", "d", "Text C"),  # the notes of 4
+        line(6, "", "e", "text e"),
+        line(7, "", "f", "text f"),
+        line(8, "4", "a", ""),  # joins the first row with the others
     ]
     assert patient_groups(rows) == ["1", "1", "1", "1", "row 6", "row 7", "1"]
 
@@ -252,7 +253,7 @@ keys = st.sampled_from(["", "x", "y", "z"])
 
 @given(st.lists(st.tuples(keys, keys, keys), min_size=1, max_size=12))
 def test_rows_that_share_something_are_in_one_group_and_others_are_not(values):
-    groups = patient_groups([row(i, *value) for i, value in enumerate(values)])
+    groups = patient_groups([line(i, *value) for i, value in enumerate(values)])
     linked = np.array([[any(a and a == b for a, b in zip(v, w, strict=True)) for w in values] for v in values])
     reach = np.linalg.matrix_power(linked + np.eye(len(values)), len(values))
     for i in range(len(values)):
@@ -296,30 +297,32 @@ def test_labels_are_the_parts_of_the_finding(finding, expected):
 # The real subset
 
 
-def test_the_real_collection_gives_every_row_or_a_reason(shared):
+def test_the_real_collection_gives_every_row_or_a_reason(shared, tmp_path):
     folder = shared / "covid_cxr"
-    made = CovidCxr(BuildOptions(raw=folder), data_dir=folder)
-    parts = made.read()
-    kept = [record for part in parts.values() for record in part]
-    assert len(made.rows) == 111
-    assert made.dropped == {"image of an earlier row": 4}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 70, "tune": 15, "validation": 10, "test": 12}
-    assert len({row.patient for row in made.rows}) == 71
-    assert len({record.patient for record in kept}) == 69  # two cases are listed under two patients each
+    manifest = build("covid_cxr", raw=folder, out=tmp_path / "out")
+    lines = read_table(folder / "metadata.csv")
+    assert len(lines) == 111
+    assert manifest["dropped"] == {"image of an earlier row": 4}
+    counts = {name: part["records"] for name, part in manifest["splits"].items()}
+    assert counts == {"train": 70, "tune": 15, "validation": 10, "test": 12}
+    assert len({line.patient for line in lines}) == 71
+    patients = sum(part["patients"] for part in manifest["splits"].values())
+    assert patients == 69  # two cases are listed under two patients each
+    splits = [open_split(tmp_path / "out", name) for name in counts]
+    kept = [split[i] for split in splits for i in range(len(split))]
     assert sum("\ufffd" in record.report for record in kept) == 6
-    assert made.classes[:3] == ("ARDS", "Bacterial", "COVID-19")
+    assert manifest["classes"][:3] == ["ARDS", "Bacterial", "COVID-19"]
     assert all(max(decode_image(record.image, name=record.key).shape) <= 512 for record in kept)
 
 
 def test_nothing_of_the_real_collection_is_in_two_splits(shared):
     folder = shared / "covid_cxr"
-    made = CovidCxr(BuildOptions(raw=folder, seed=1), data_dir=folder)
-    rows = {row.filename: row for row in made.rows}
+    lines = {line.filename: line for line in read_table(folder / "metadata.csv")}
     seen = {}
-    for name, part in made.read().items():
-        for record in part:
-            patient = rows[record.key].patient
-            for value in (record.patient, patient, record.study, record.report, hashlib.sha256(record.image).digest()):
+    for name, part in CovidCxr(folder, seed=1).rows().items():
+        for row in part:
+            image = hashlib.sha256(row.image.read_bytes()).digest()
+            for value in (row.patient, lines[row.key].patient, row.study, row.sections, image):
                 assert seen.setdefault(value, name) == name
 
 
@@ -328,4 +331,4 @@ def test_the_real_rows_without_notes_are_all_counted(shared, tmp_path):
     (tmp_path / "raw" / "metadata.csv").write_bytes((shared / "covid_cxr" / "without_notes.csv").read_bytes())
     (tmp_path / "raw" / "images").symlink_to(shared / "covid_cxr" / "images")
     with pytest.raises(InputError, match="got 92 no clinical notes"):
-        builder(tmp_path / "raw").read()
+        CovidCxr(tmp_path / "raw").rows()

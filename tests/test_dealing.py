@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plan_jax.data.dealing import deal, deal_around_test, with_images
 from plan_jax.data.records import SPLITS
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.errors import InputError
 
 patients = st.lists(st.integers(0, 30).map(str), max_size=60)

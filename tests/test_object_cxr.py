@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from plan_jax.data.fake_boxes import fake_object_cxr
 from plan_jax.data.image import decode_image, read_image
 from plan_jax.data.object_cxr import ObjectCxr, object_box
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.data.store import Store, record_of
 from plan_jax.errors import InputError
 

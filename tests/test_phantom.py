@@ -2,16 +2,16 @@
 
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from plan_jax.data.builder import BuildOptions
 from plan_jax.data.phantom import (
     LEVELS,
     MIN_SIZE,
-    PhantomBuilder,
+    PhantomSet,
     make_phantom,
     patient_of,
     phantom_record,
@@ -21,6 +21,7 @@ from plan_jax.data.phantom_easy import PARTNERS
 from plan_jax.data.phantom_scene import Ellipse, Scene, side_of, zone_of
 from plan_jax.data.phantom_text import DISTRACTORS, SYNONYMS
 from plan_jax.data.records import SPLITS
+from plan_jax.data.store import Store
 from plan_jax.data.text import split_sentences
 from plan_jax.errors import InputError
 
@@ -216,13 +217,13 @@ def test_images_of_a_patient_share_anatomy_and_not_noise():
 
 @pytest.mark.parametrize("size", [MIN_SIZE, 101, 3000])
 def test_splits_are_disjoint_by_patient_and_of_the_stated_size(size):
-    builder = PhantomBuilder(BuildOptions(size=size, seed=3), data_dir="unused")
     splits = split_of_patients(size, 3)
     counts = Counter(splits)
     assert set(counts) == set(SPLITS)
     assert all(counts[name] == max(1, round(0.04 * len(splits))) for name in SPLITS[1:])
     if size < 1000:
-        records = {name: list(part) for name, part in builder.read().items()}
+        rows = PhantomSet(size=size, seed=3, level="easy").rows()
+        records = {name: [PhantomSet.record(row, Store()) for row in part] for name, part in rows.items()}
         assert sorted(record.key for part in records.values() for record in part) == [
             f"phantom-{i:06d}" for i in range(size)
         ]
@@ -234,12 +235,12 @@ def test_splits_are_disjoint_by_patient_and_of_the_stated_size(size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BuildOptions(level="hard"), "--level must be one of easy, realistic, cooc"),
-        (BuildOptions(size=MIN_SIZE - 1), f"--size must be at least {MIN_SIZE}"),
-        (BuildOptions(seed=-1), "--seed must be 0 or more"),
-        (BuildOptions(raw="x"), "--raw must be left out"),
+        ({"level": "hard"}, "--level must be one of easy, realistic, cooc"),
+        ({"size": MIN_SIZE - 1}, f"--size must be at least {MIN_SIZE}"),
+        ({"seed": -1}, "--seed must be 0 or more"),
+        ({"raw": Path("x")}, "--raw must be left out"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        PhantomBuilder(options, data_dir="unused")
+        PhantomSet.open(**{"raw": None, "seed": 0, "size": None, "level": ""} | options)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plan_jax.data.fake_boxes import IMAGES, fake_rsna
 from plan_jax.data.image import read_image
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.data.rsna import Rsna, detection_split
 from plan_jax.data.splits import train_validation_test
 from plan_jax.errors import InputError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plan_jax.data.fake_boxes import IMAGES, fake_siim
 from plan_jax.data.image import decode_image
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.data.run_lengths import decode_runs
 from plan_jax.data.siim import Siim, find_images
 from plan_jax.data.store import Store, record_of

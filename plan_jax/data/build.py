@@ -5,25 +5,24 @@ import difflib
 import importlib
 import io
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from plan_jax.data.builder import BuildOptions, RecordBuilder
+from plan_jax.data.builder import PARTS, Builder, builder_of
+from plan_jax.data.companions import REPORT, SHEET, TOKENIZER, write_companions
 from plan_jax.data.records import MANIFEST, STAGING, data_folder, file_hash, open_split, read_manifest
-from plan_jax.data.row_builder import PARTS, builder_of
+from plan_jax.data.report import report_lines
 from plan_jax.data.rows import RowSet
-from plan_jax.data.sheet import contact_sheet
 from plan_jax.data.store import Store
-from plan_jax.data.text import Tokenizer, train_wordpiece
+from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 
 # data set -> module and class; imported when it is built
-BUILDERS = {
-    "phantom": ("plan_jax.data.phantom", "PhantomBuilder"),
+DATA_SETS = {
+    "phantom": ("plan_jax.data.phantom", "PhantomSet"),
     "covid_cxr": ("plan_jax.data.covid_cxr", "CovidCxr"),
     "chexpert": ("plan_jax.data.chexpert", "CheXpert"),
     "chexpert_5x200": ("plan_jax.data.chexpert_5x200", "CheXpert5x200"),
@@ -37,8 +36,6 @@ BUILDERS = {
     "openi": ("plan_jax.data.openi", "OpenI"),
 }
 IDENTITY = "identity.json"  # of the build whose finished shards lie in the staging folder
-VOCAB_SIZE = 8192  # at most: a small corpus stops at the pieces that occur twice
-SHEET_IMAGES = 24
 
 
 def build(
@@ -58,36 +55,36 @@ def build(
     A build that was killed goes on with the shards that it had finished.
 
     Args:
-        out: gets NAME/VERSION/ (the TFDS data set), tokenizer.json, contact_sheet.png and, last, manifest.json.
+        out: gets NAME/VERSION/ (the TFDS data set), tokenizer.json, contact_sheet.png, report.txt and, last,
+            manifest.json.
         raw: folder with the published files, for data sets that have any.
         size: number of images; None for all, or the data set's default.
         level: for data sets with levels.
         vocab: a tokenizer.json or BERT vocab.txt to use; None learns one from the train split (or the first there is).
         images: how they are stored, for data sets that have raw files.
-        jobs: processes; None for one per core.
+        jobs: processes; None for one per core, or fewer where there is little to do.
     InputError: unknown name, unusable options, or `out` holds another build.
     """
     out = Path(out).resolve()
     raw = None if raw is None else Path(raw)
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
-    options = BuildOptions(raw=raw, size=size, seed=seed, level=level, images=images, jobs=jobs)
-    if options.raw is not None and not options.raw.is_dir():
-        raise InputError(f"--raw must be a folder, got {options.raw}; give the folder with the published files")
+    if raw is not None and not raw.is_dir():
+        raise InputError(f"--raw must be a folder, got {raw}; give the folder with the published files")
     staging = out / STAGING
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got the file {out}; give another")
     tokenizer = Tokenizer.load(vocab) if vocab is not None else None
-    _clear_staging(staging)
-    builder = _builder_class(name)(options, data_dir=staging)
-    identity = _identity(builder, vocab)
+    tables = _row_set(name).open(raw, seed=seed, size=size, level=level)
+    identity = _identity(tables, tables.identity(size=size, images=images), vocab)
     if (out / MANIFEST).exists():
         return _reuse(out, identity)
 
     _clear_unfinished(out, identity)
+    _clear_staging(staging)
     _keep_parts_of(staging, identity)
+    builder = builder_of(tables, data_dir=staging, images=images, size=size, jobs=jobs)
     try:
         manifest = _write(builder, identity, tokenizer, staging=staging)
-        for part in (builder.name, "tokenizer.json", "contact_sheet.png", MANIFEST):  # the last one says "complete"
+        for part in (builder.name, TOKENIZER, SHEET, REPORT, MANIFEST):  # the last one says "complete"
             (staging / part).rename(out / part)
     except (InputError, ValueError):  # the same call would fail again; after anything else it goes on
         shutil.rmtree(staging, ignore_errors=True)
@@ -116,40 +113,45 @@ def _keep_parts_of(staging: Path, identity: dict) -> None:
         known.write_text(json.dumps(identity))
 
 
-def _write(builder: RecordBuilder, identity: dict, tokenizer: Tokenizer | None, *, staging: Path) -> dict:
+def _write(builder: Builder, identity: dict, tokenizer: Tokenizer | None, *, staging: Path) -> dict:
     """Builds everything in `staging`, the builder's folder, and returns the manifest."""
-    progress = tqdm(total=builder.total(), unit="image", desc=f"build {builder.name}", file=sys.stderr, mininterval=1)
+    progress = tqdm(total=builder.total, unit="image", desc=f"build {builder.name}", file=sys.stderr, mininterval=1)
     with progress as bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
         builder.progress = bar.update
         builder.download_and_prepare()
     folder = data_folder(staging, identity)
     manifest = identity | {
-        "classes": list(builder.classes),
+        "classes": list(builder.tables.classes),
         "splits": builder.split_counts,
         "shards": {path.name: file_hash(path) for path in sorted(folder.glob("*.array_record*"))},
         "dropped": dict(sorted(builder.dropped.items())),
+        "summary": {},
     }
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _write_companions(staging, tokenizer, caption=f"{builder.name}. {builder.summary}")
+    _write_manifest(staging, manifest)  # with which the splits can be opened
+    manifest["summary"] = write_companions(staging, tokenizer, caption=f"{builder.name}. {builder.summary}")
+    (staging / REPORT).write_text("\n".join(report_lines(manifest)) + "\n", encoding="utf-8")
+    _write_manifest(staging, manifest)
     return manifest
 
 
-def _builder_class(name: str) -> type[RecordBuilder]:
-    if name not in BUILDERS:
-        near = difflib.get_close_matches(name, BUILDERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(BUILDERS)}"
-        raise InputError(f"data set must be one of {', '.join(BUILDERS)}, got {name!r}; {hint}")
-    module, cls = BUILDERS[name]
-    found = getattr(importlib.import_module(module), cls)
-    return builder_of(found) if issubclass(found, RowSet) else found
+def _write_manifest(directory: Path, manifest: dict) -> None:
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _identity(builder: RecordBuilder, vocab: Path | None) -> dict:
+def _row_set(name: str) -> type[RowSet]:
+    if name not in DATA_SETS:
+        near = difflib.get_close_matches(name, DATA_SETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(DATA_SETS)}"
+        raise InputError(f"data set must be one of {', '.join(DATA_SETS)}, got {name!r}; {hint}")
+    module, cls = DATA_SETS[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+def _identity(tables: RowSet, options: dict[str, int | str], vocab: Path | None) -> dict:
     """What makes two builds the same."""
-    options = builder.manifest_options()
     if vocab is not None:
         options = options | {"vocab": file_hash(Path(vocab))}
-    return {"name": builder.name, "version": str(builder.version), "options": options}
+    return {"name": tables.name, "version": tables.version, "options": options}
 
 
 def _reuse(out: Path, identity: dict) -> dict:
@@ -184,14 +186,3 @@ def _clear_unfinished(out: Path, identity: dict) -> None:
         (out / STAGING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out must be a folder that can be written, got {out}: {error.strerror}") from error
-
-
-def _write_companions(directory: Path, tokenizer: Tokenizer | None, *, caption: str) -> None:
-    """tokenizer.json and contact_sheet.png, both from the train split, or the first there is."""
-    train = open_split(directory, next(iter(read_manifest(directory)["splits"])))
-    if tokenizer is None:
-        texts = (train[i].report for i in range(len(train)))
-        tokenizer = train_wordpiece(texts, vocab_size=VOCAB_SIZE)
-    tokenizer.save(directory / "tokenizer.json")
-    shown = [train[i] for i in range(min(SHEET_IMAGES, len(train)))]
-    contact_sheet(shown, caption=caption, path=directory / "contact_sheet.png")

@@ -1,78 +1,85 @@
-"""What a data set provides, and how it gets to disk: a TFDS builder that streams ArrayRecord, without TensorFlow."""
+"""The TFDS builder of every data set: shards of ArrayRecord written side by side, without TensorFlow; a killed build
+goes on."""
 
-import abc
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from plan_jax.data.records import SPLITS, Record, features, to_example
+from plan_jax.data.records import SPLITS, features
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
+from plan_jax.data.shards import Shard, finished, write_shards
 from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
-SHARD_BYTES = 256 << 20  # a shard is closed once its records exceed this
+PARTS = "parts"  # in the staging folder: shards of a build that may go on later
+SHARD_ROWS = 1024  # of one file: some 100 MB at 512 px as PNG
+ROWS_PER_PROCESS = 256  # fewer are done before another process has started
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What the command line asks of a builder; None or "" where it was not given."""
+def builder_of(tables: RowSet, *, data_dir: Path, images: Store, size: int | None, jobs: int | None) -> "Builder":
+    """The builder of a data set, named as the set is.
 
-    raw: Path | None = None
-    size: int | None = None
-    seed: int = 0
-    level: str = ""
-    images: Store = field(default_factory=Store)
-    jobs: int = 1  # processes
+    Args:
+        tables: the data set.
+        data_dir: gets NAME/VERSION/ and, meanwhile, parts/.
+        images: how images are stored.
+        size: images to keep, the first of every split in proportion; None keeps all.
+        jobs: processes; None for one per core, or fewer where there is little to do.
+    """
+    fields = {"name": tables.name, "VERSION": tfds.core.Version(tables.version), "summary": tables.summary}
+    made = type(type(tables).__name__, (Builder,), fields, skip_registration=True)  # pyright: ignore[reportCallIssue]
+    return made(tables, data_dir=data_dir, images=images, size=size, jobs=jobs)
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of every data set: `class CovidCxr(RecordBuilder, skip_registration=True)` becomes data set `covid_cxr`.
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of what `builder_of` makes.
 
-    A subclass provides
-        VERSION: `tfds.core.Version("1.0.0")`, raised whenever the records of the same options change;
-        summary: one sentence on what the data is and where it comes from;
-        classes: the names that `Record.labels` may hold, in a fixed order;
-        check(): raises InputError for options that cannot work (no raw folder, an unknown level); called first, cheap;
-        manifest_options(): what decides the records, for the manifest: numbers and strings, no paths (a raw folder
-            enters as the hash of its table); two builds with equal options are the same build;
-        read(): split name -> iterable of its records, each split consumed once, in the order of SPLITS. The order of
-            the records is kept on disk and must be a pure function of the options. Reading all up front is fine;
-        dropped: count `self.dropped[reason] += 1` for every row of the raw data that gives no record.
-        total(): how many records to expect, for the progress bar; None where that is unknown.
-    `self.options` holds the BuildOptions. Errors in the raw data: InputError naming file and row.
+    Attributes:
+        dropped: rows of the raw data that gave no record, by reason.
+        split_counts: split -> its records, patients, and the SHA-256 of its keys, one per line.
+        progress: is told how many rows are done since the last call.
     """
 
     summary: str = ""
-    classes: tuple[str, ...] = ()
     code_path = None  # where TFDS would look for checksums of downloads; finding it needs importlib_resources
 
-    def __init__(self, options: BuildOptions, *, data_dir: Path):
-        self.options = options
+    def __init__(self, tables: RowSet, *, data_dir: Path, images: Store, size: int | None, jobs: int | None):
+        self.tables, self.parts = tables, data_dir / PARTS
+        self._images, self._size, self._jobs = images, size, jobs
         self.dropped: Counter[str] = Counter()
         self.split_counts: dict[str, dict[str, int | str]] = {}
         self.progress: Callable[[int], object] = lambda done: None
-        self.check()
         super().__init__(data_dir=data_dir, file_format="array_record")
 
-    @abc.abstractmethod
-    def check(self) -> None:
-        """Raise InputError for options that cannot work."""
+    @property
+    def splits(self) -> Mapping[str, Sequence[Row]]:
+        """The rows by split, read once."""
+        if not hasattr(self, "_rows"):
+            found = self.tables.rows()
+            self._rows = {name: tuple(found[name]) for name in SPLITS if found.get(name)}
+            self.dropped.update(self.tables.dropped)
+            self._keep_first()
+            _check_rows(self._rows, self.tables.classes)
+        return self._rows
 
-    @abc.abstractmethod
-    def manifest_options(self) -> dict[str, int | str]:
-        """What decides the records, without paths."""
+    @property
+    def total(self) -> int:
+        """Number of rows."""
+        return sum(map(len, self.splits.values()))
 
-    @abc.abstractmethod
-    def read(self) -> Mapping[str, Iterable[Record]]:
-        """Split name -> its records."""
-
-    def total(self) -> int | None:
-        """Number of records to expect, or None."""
-        return None
+    def _keep_first(self) -> None:
+        everything, size = sum(map(len, self._rows.values())), self._size
+        if size is None or size >= everything:
+            return
+        kept = {name: rows[: max(1, round(size * len(rows) / everything))] for name, rows in self._rows.items()}
+        self.dropped["beyond --size"] += everything - sum(map(len, kept.values()))
+        self._rows = kept
 
     # Everything below speaks TFDS.
 
@@ -80,50 +87,49 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return _LocalInfo(builder=self, description=self.summary, features=features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        splits = self.read()
-        return {name: splits[name] for name in SPLITS if name in splits}
+        raise NotImplementedError("_generate_splits does it all")
 
-    def _generate_examples(self, records: Iterable[Record]):
-        for index, record in enumerate(records):
-            yield index, to_example(record)
+    def _generate_examples(self):
+        raise NotImplementedError("_generate_splits does it all")
 
     def _generate_splits(self, dl_manager, download_config):
-        """Stream each split into shards: TFDS's own writer holds a split in memory and needs TensorFlow above 1 GB."""
-        del download_config
-        infos = []
-        self._patients: dict[str, str] = {}  # patient -> split
-        self._keys: set[str] = set()
-        for name, records in self._split_generators(dl_manager).items():
-            template = self._get_filename_template(split_name=name)
-            checked = self._checked(name, records)
-            lengths, size = _write_shards(
-                (example for _, example in self._generate_examples(checked)), features=self.info.features, name=template
-            )
-            infos.append(
-                tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size, filename_template=template)
-            )
-        return infos
+        """TFDS's own writer holds a split in memory and needs TensorFlow above 1 GB."""
+        del dl_manager, download_config
+        self.parts.mkdir(parents=True, exist_ok=True)
+        make = partial(self.tables.record, images=self._images)
+        shards = {
+            name: [
+                Shard(self.parts / f"{name}-{start // SHARD_ROWS:05d}", rows[start : start + SHARD_ROWS], make)
+                for start in range(0, len(rows), SHARD_ROWS)
+            ]
+            for name, rows in self.splits.items()
+        }
+        everything = [shard for of_split in shards.values() for shard in of_split]
+        jobs = self._jobs or max(1, min(len(os.sched_getaffinity(0)), self.total // ROWS_PER_PROCESS))
+        write_shards(everything, processes=jobs, progress=self.progress)
+        return list(self._taken(shards))
 
-    def _checked(self, split: str, records: Iterable[Record]) -> Iterator[Record]:
-        """Pass records on, and hold the subclass to the schema."""
-        before = len(self._keys)
-        for record in records:
-            if record.key in self._keys:
-                raise ValueError(f"a record's key must be unique, got {record.key} again in split {split}")
-            if self._patients.setdefault(record.patient, split) != split:
-                raise ValueError(f"a patient must be in one split, got record {record.key} in {split} and another")
-            unknown = set(record.labels) - set(self.classes)
-            if unknown:
-                raise ValueError(f"labels must be in {self.classes}, got {sorted(unknown)} in record {record.key}")
-            self._keys.add(record.key)
-            self.progress(1)
-            yield record
-        count = len(self._keys) - before
-        if not count:
-            raise InputError(f"split {split} must hold at least one record, got 0; give a larger --size or more data")
-        patients = sum(s == split for s in self._patients.values())
-        self.split_counts[split] = {"records": count, "patients": patients}
+    def _taken(self, shards: Mapping[str, Sequence[Shard]]) -> Iterator[tfds.core.SplitInfo]:
+        """Moves the whole shards to where TFDS looks for them, and counts what they hold."""
+        for name, of_split in shards.items():
+            known = [(shard, finished(shard)) for shard in of_split]
+            full = [(shard, found) for shard, found in known if found and found.records]
+            kept: list[Row] = []
+            for shard, found in known:
+                lost = dict(found.dropped) if found else {}
+                self.dropped.update(lost.values())
+                kept += [row for index, row in enumerate(shard.rows) if index not in lost]
+            if not full:
+                raise InputError(f"split {name} must hold at least one image, got none that can be read; check --raw")
+            template = self._get_filename_template(split_name=name)
+            for index, (shard, _) in enumerate(full):
+                shard.path.rename(template.sharded_filepath(shard_index=index, num_shards=len(full)))
+            lengths = [found.records for _, found in full]
+            keys = hashlib.sha256("\n".join(row.key for row in kept).encode()).hexdigest()
+            patients = len({row.patient for row in kept})
+            self.split_counts[name] = {"records": len(kept), "patients": patients, "keys_sha256": keys}
+            size = sum(found.bytes for _, found in full)
+            yield tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -133,27 +139,18 @@ class _LocalInfo(tfds.core.DatasetInfo):
         """Asks no server for what is published of this data set; TFDS would, and would leave a temporary folder."""
 
 
-def _write_shards(examples: Iterable[dict], *, features, name) -> tuple[list[int], int]:
-    """Write examples in order; returns the records of each shard and the bytes in all. `name`: TFDS file template."""
-    serializer = ExampleSerializer(features.get_serialized_info())
-    folder = Path(name.data_dir)
-    parts, lengths, total, room = [], [], 0, 0
-    writer = None
-    for example in examples:
-        proto = serializer.get_tf_example(features.encode_example(example))
-        data = proto.SerializeToString(deterministic=True)  # without it the fields come in the order of a hash table
-        if writer is None or room < len(data):
-            if writer is not None:
-                writer.close()
-            parts.append(folder / f"{name.split}-{len(parts):05d}.part")
-            writer, room = ArrayRecordWriter(str(parts[-1]), "group_size:1"), SHARD_BYTES
-            lengths.append(0)
-        writer.write(data)
-        lengths[-1] += 1
-        room -= len(data)
-        total += len(data)
-    if writer is not None:
-        writer.close()
-    for index, part in enumerate(parts):  # a shard's name holds the number of shards, known only now
-        part.rename(name.sharded_filepath(shard_index=index, num_shards=len(parts)))
-    return lengths, total
+def _check_rows(splits: Mapping[str, Sequence[Row]], classes: Sequence[str]) -> None:
+    """Holds a data set to the schema: unique keys, patients in one split, known labels."""
+    keys: set[str] = set()
+    split_of: dict[str, str] = {}
+    for name, rows in splits.items():
+        for row in rows:
+            if row.key in keys:
+                raise ValueError(f"a row's key must be unique, got {row.key} again at {row.where}")
+            if split_of.setdefault(row.patient, name) != name:
+                raise ValueError(f"a patient must be in one split, got row {row.key} in {name} and another")
+            if set(row.labels) - set(classes):
+                raise ValueError(f"labels must be in {tuple(classes)}, got others in row {row.key}")
+            keys.add(row.key)
+    if not keys:
+        raise InputError("a data set must have a row with an image, got none; check --raw")

@@ -19,7 +19,8 @@ from plan_jax.data.chexpert_table import (
     study_of,
 )
 from plan_jax.data.dealing import deal_around_test, with_images
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 

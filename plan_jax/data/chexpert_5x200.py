@@ -25,7 +25,8 @@ from plan_jax.data.chexpert_table import (
 )
 from plan_jax.data.csv_table import read_text
 from plan_jax.data.dealing import with_images
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 LIST = "chexpert_5x200.json"

@@ -11,23 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from plan_jax.data.builder import RecordBuilder
-from plan_jax.data.dealing import split_of_groups
-from plan_jax.data.image import encode_png, read_image, shrink_image
-from plan_jax.data.records import SPLITS, Record, file_hash
+from plan_jax.data.dealing import deal
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
+from plan_jax.data.store import MISSING
 from plan_jax.errors import InputError
 
 TABLE, IMAGES = "metadata.csv", "images"
 COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
 FRONTAL = ("pa", "ap", "aps")  # first word of the view: "AP Supine", "AP erect", ...
 NO_LABEL = ("", "todo", "unknown")
-LONG_SIDE = 512  # of a stored image, pixels
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """A row of the table, stripped. `number`: its line in the file; `extra`: it has more cells than the header."""
 
     number: int
@@ -40,7 +37,7 @@ class Row:
     extra: bool
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[Line]:
     """The rows of metadata.csv, blank lines left out.
 
     Missing cells at the end of a row are empty. InputError: no such file, not a table, columns missing.
@@ -61,14 +58,14 @@ def read_table(path: Path) -> list[Row]:
         raise InputError(f"{path} must be a CSV table, got {error} in line {lines.line_num}; repair it") from error
 
 
-def _row(number: int, cells: list[str], places: list[int], width: int) -> Row:
+def _row(number: int, cells: list[str], places: list[int], width: int) -> Line:
     values = [" ".join(cells[place].split()) if place < len(cells) else "" for place in places]
     patient, finding, view, modality, filename, notes = values
     extra = any(map(str.strip, cells[width:]))
-    return Row(number, patient, finding, view, modality, filename, notes, extra)
+    return Line(number, patient, finding, view, modality, filename, notes, extra)
 
 
-def why_dropped(row: Row, images: Path) -> str:
+def why_dropped(row: Line, images: Path) -> str:
     """Why a row gives no record, as far as the table and the names of the files tell; "" where it may give one."""
     if row.extra:
         return "more cells than the header"  # a quote is missing somewhere: cells may be in the wrong columns
@@ -77,11 +74,11 @@ def why_dropped(row: Row, images: Path) -> str:
     if not any(map(str.isalpha, row.notes)):
         return "no clinical notes"
     if Path(row.filename).name != row.filename or not (images / row.filename).is_file():
-        return "image file missing"
+        return MISSING
     return ""
 
 
-def patient_groups(rows: Sequence[Row]) -> list[str]:
+def patient_groups(rows: Sequence[Line]) -> list[str]:
     """A name for each row, the same for rows that share a patient, an image file or the text of the notes.
 
     The collection lists some cases twice, under two patients.
@@ -109,65 +106,51 @@ def labels(finding: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in parts if part.lower() not in NO_LABEL))
 
 
-class CovidCxr(RecordBuilder, skip_registration=True):
-    """`python -m plan_jax build covid_cxr --raw DIR --out DIR [--size N] [--seed S]`; `--size` keeps the first N."""
+class CovidCxr(RowSet):
+    """Split by what rows share: a tenth of the groups each in tune, validation and test. Labels are as published."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    name, version = "covid_cxr", "1.1.0"
     summary = "Frontal radiographs with clinical notes of the COVID-19 Image Data Collection (Cohen et al., 2020)."
 
-    def check(self) -> None:
-        raw, size = self.options.raw, self.options.size
-        if raw is None:
-            raise InputError(f"--raw must name the folder with {TABLE} and {IMAGES}/ for covid_cxr, got none; add it")
-        if not (raw / TABLE).is_file() or not (raw / IMAGES).is_dir():
-            missing = IMAGES + "/" if (raw / TABLE).is_file() else TABLE
-            raise InputError(f"--raw must hold {TABLE} and {IMAGES}/, got no {missing} in {raw}; give another folder")
-        if size is not None and size < 1:
-            raise InputError(f"--size must be at least 1 for covid_cxr, got {size}; leave it out for all images")
-        if self.options.level:
-            raise InputError(f"--level must be left out for covid_cxr, got {self.options.level!r}; remove it")
-        self.raw, self.rows = raw, read_table(raw / TABLE)
+    def inputs(self) -> Sequence[Path]:
+        if not (self.raw / TABLE).is_file() or not (self.raw / IMAGES).is_dir():
+            missing = IMAGES + "/" if (self.raw / TABLE).is_file() else TABLE
+            raise InputError(
+                f"--raw must hold {TABLE} and {IMAGES}/, got no {missing} in {self.raw}; give another folder"
+            )
+        return (self.raw / TABLE,)
 
-    def manifest_options(self) -> dict[str, int | str]:
-        size = {} if self.options.size is None else {"size": self.options.size}
-        return {"table": file_hash(self.raw / TABLE), "seed": self.options.seed} | size
-
-    def read(self) -> Mapping[str, list[Record]]:
-        records = list(self._records())
-        if not records:
+    def rows(self) -> Mapping[str, Sequence[Row]]:
+        self.dropped.clear()
+        (table,) = self.inputs()
+        found = list(self._found(read_table(table)))
+        if not found:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
             raise InputError(
-                f"{self.raw / TABLE} must have a frontal X-ray with notes and image, got {reasons or 'no rows'}; "
+                f"{table} must have a frontal X-ray with notes and image, got {reasons or 'no rows'}; "
                 "give the collection as published"
             )
-        self.classes = tuple(sorted({label for record in records for label in record.labels}))
-        split = split_of_groups([record.patient for record in records], self.options.seed)
-        parts = {name: [record for record in records if split[record.patient] == name] for name in SPLITS}
-        return {name: part for name, part in parts.items() if part}
+        self.classes = tuple(sorted({label for row in found for label in row.labels}))
+        return {name: rows for name, rows in deal(found, seed=self.seed).items() if rows}
 
-    def _records(self) -> Iterator[Record]:
-        """The records in the order of the table; counts every row that gives none."""
+    def _found(self, lines: Sequence[Line]) -> Iterator[Row]:
+        """The rows in the order of the table; counts every line that gives none."""
         used: set[str] = set()
         studies: dict[tuple[str, str], str] = {}
-        for row, group in zip(self.rows, patient_groups(self.rows), strict=True):
-            reason = why_dropped(row, self.raw / IMAGES)
-            if not reason and row.filename in used:
+        for line, group in zip(lines, patient_groups(lines), strict=True):
+            reason = why_dropped(line, self.raw / IMAGES)
+            if not reason and line.filename in used:
                 reason = "image of an earlier row"
-            if not reason and len(used) == self.options.size:
-                reason = "beyond --size"
-            try:
-                image = None if reason else read_image(self.raw / IMAGES / row.filename)
-            except InputError:
-                image, reason = None, "image cannot be decoded"
-            if image is None:
+            if reason:
                 self.dropped[reason] += 1
                 continue
-            used.add(row.filename)
-            yield Record(
-                key=row.filename,
+            used.add(line.filename)
+            yield Row(
+                key=line.filename,
                 patient=group,
-                study=studies.setdefault((group, row.notes), f"{group}-{len(studies)}"),
-                image=encode_png(shrink_image(image, long_side=LONG_SIDE)),
-                sections=(("clinical_notes", row.notes),),
-                labels=labels(row.finding),
+                study=studies.setdefault((group, line.notes), f"{group}-{len(studies)}"),
+                image=self.raw / IMAGES / line.filename,
+                where=f"{TABLE} line {line.number}",
+                sections=(("clinical_notes", line.notes),),
+                labels=labels(line.finding),
             )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from plan_jax.data.csv_table import read_text
 from plan_jax.data.dealing import deal_around_test, with_images
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 LISTS = {"train": "train_COVIDx9A.txt", "test": "test_COVIDx9A.txt"}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from plan_jax.data.records import SPLITS
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.data.store import MISSING
 from plan_jax.errors import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from plan_jax.data.records import SPLITS
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.errors import InputError
 
 # why lines are dropped

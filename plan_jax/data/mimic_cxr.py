@@ -15,7 +15,8 @@ from plan_jax.data.dealing import ELSEWHERE, by_split, shuffled, strictest_split
 from plan_jax.data.mimic_reports import NoReport, Reader, find_reports, open_reports
 from plan_jax.data.ms_cxr import find_table, subjects
 from plan_jax.data.reports import MIN_WORDS, SECTIONS, clean_report, word_count
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 TABLES = tuple(f"mimic-cxr-2.0.0-{name}.csv" for name in ("metadata", "split", "chexpert"))

@@ -15,7 +15,8 @@ from plan_jax.data.dealing import ELSEWHERE, by_split, strictest_split, with_ima
 from plan_jax.data.entries import CONTRADICTION
 from plan_jax.data.records import Phrase
 from plan_jax.data.reports import place_words
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 TABLES = tuple(

@@ -15,7 +15,8 @@ from pathlib import Path
 from plan_jax.data.csv_table import TableRow, number, read_table, read_text
 from plan_jax.data.dealing import deal, deal_around_test, with_images
 from plan_jax.data.records import Phrase
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 TABLES, BOXES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"), "BBox_List_2017.csv"

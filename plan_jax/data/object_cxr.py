@@ -24,7 +24,8 @@ from plan_jax.data.entries import (
 )
 from plan_jax.data.image import MAX_SIDE
 from plan_jax.data.records import Phrase
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.data.splits import train_validation
 from plan_jax.data.store import MISSING
 

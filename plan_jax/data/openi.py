@@ -14,7 +14,8 @@ from pathlib import Path
 from plan_jax.data.csv_table import read_table
 from plan_jax.data.dealing import deal, with_images
 from plan_jax.data.openi_reports import ARCHIVE, TABLE, Report, read_reports
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.errors import InputError
 
 VIEWS = "indiana_projections.csv"

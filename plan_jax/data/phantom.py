@@ -6,18 +6,20 @@ comes with a partner, which separates methods. In `realistic` findings are subtl
 `python -m plan_jax benchmark bench` shows that each finding of each level can be learnt from the pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from plan_jax.data import phantom_easy, phantom_realistic
-from plan_jax.data.builder import RecordBuilder
 from plan_jax.data.image import encode_png
 from plan_jax.data.phantom_scene import Scene
 from plan_jax.data.phantom_text import Report, phantom_report
 from plan_jax.data.records import SPLITS, Phrase, Record
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
+from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
 LEVELS = {
@@ -82,10 +84,11 @@ def phantom_record(phantom: Phantom) -> Record:
         )
         for finding, mention in zip(findings, phantom.report.mentions, strict=True)
     )
+    key, patient, study = _names(phantom.index)
     return Record(
-        key=f"phantom-{phantom.index:06d}",
-        patient=f"p{phantom.patient:06d}",
-        study=f"s{phantom.index:06d}",
+        key=key,
+        patient=patient,
+        study=study,
         image=encode_png(phantom.scene.image),
         sections=(("findings", " ".join(phantom.report.sentences)),),
         labels=tuple(finding.category for finding in findings),
@@ -93,36 +96,60 @@ def phantom_record(phantom: Phantom) -> Record:
     )
 
 
-class PhantomBuilder(RecordBuilder, skip_registration=True):
-    """`python -m plan_jax build phantom --out DIR [--size N] [--seed S] [--level easy|realistic]`."""
+@dataclass(frozen=True)
+class PhantomRow(Row):
+    """An image to draw."""
 
-    name = "phantom"
-    VERSION = tfds.core.Version("1.0.0")
+    seed: int = 0
+    index: int = 0
+    level: str = "easy"
+
+
+class PhantomSet(RowSet):
+    """`python -m plan_jax build phantom --out DIR [--size N] [--seed S] [--level easy|cooc|realistic]`."""
+
+    name, version = "phantom", "1.0.0"
     summary = "Synthetic chest images with reports and exact masks: toys that test a method, not radiographs."
 
-    def check(self) -> None:
-        size, level = self.options.size, self.options.level or "easy"
+    def __init__(self, *, size: int, seed: int, level: str):
+        super().__init__(Path(), seed=seed)
+        self.size, self.level, self.classes = size, level, LEVELS[level][1]
+
+    @classmethod
+    def open(cls, raw: Path | None, *, seed: int, size: int | None, level: str) -> "PhantomSet":
+        level = level or "easy"
         if level not in LEVELS:
             raise InputError(f"--level must be one of {', '.join(LEVELS)} for phantom, got {level!r}")
         if size is not None and size < MIN_SIZE:
             raise InputError(f"--size must be at least {MIN_SIZE} for phantom, got {size}")
-        if self.options.seed < 0:
-            raise InputError(f"--seed must be 0 or more, got {self.options.seed}")
-        if self.options.raw is not None:
-            raise InputError(f"--raw must be left out for phantom, which is made up, got {self.options.raw}")
-        self.level, self.classes = level, LEVELS[level][1]
+        if seed < 0:
+            raise InputError(f"--seed must be 0 or more, got {seed}")
+        if raw is not None:
+            raise InputError(f"--raw must be left out for phantom, which is made up, got {raw}")
+        return cls(size=DEFAULT_SIZE if size is None else size, seed=seed, level=level)
 
-    def total(self) -> int:
-        return DEFAULT_SIZE if self.options.size is None else self.options.size
+    def identity(self, *, size: int | None, images: Store) -> dict[str, int | str]:
+        """Not how images are stored: as drawn."""
+        return {"size": self.size, "seed": self.seed, "level": self.level}
 
-    def manifest_options(self) -> dict[str, int | str]:
-        return {"size": self.total(), "seed": self.options.seed, "level": self.level}
+    def inputs(self) -> tuple[Path, ...]:
+        return ()
 
-    def read(self) -> Mapping[str, Iterator[Record]]:
-        splits = split_of_patients(self.total(), self.options.seed)
-        return {name: self._records(name, splits) for name in SPLITS}
+    def rows(self) -> Mapping[str, list[PhantomRow]]:
+        splits = split_of_patients(self.size, self.seed)
+        found: dict[str, list[PhantomRow]] = {name: [] for name in SPLITS}
+        for index in range(self.size):
+            names = _names(index)
+            found[splits[patient_of(index)]].append(
+                PhantomRow(*names, Path(), f"image {index}", seed=self.seed, index=index, level=self.level)
+            )
+        return found
 
-    def _records(self, name: str, splits: list[str]) -> Iterator[Record]:
-        for index in range(self.total()):
-            if splits[patient_of(index)] == name:
-                yield phantom_record(make_phantom(self.options.seed, index, level=self.level))
+    @staticmethod
+    def record(row: PhantomRow, images: Store) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return phantom_record(make_phantom(row.seed, row.index, level=row.level))
+
+
+def _names(index: int) -> tuple[str, str, str]:
+    """Key, patient and study of an image."""
+    return f"phantom-{index:06d}", f"p{patient_of(index):06d}", f"s{index:06d}"

@@ -1,8 +1,8 @@
 """One schema for every data set, and how its records are read: TFDS over ArrayRecord, without TensorFlow.
 
-A folder that `build` wrote holds manifest.json, tokenizer.json, contact_sheet.png and NAME/VERSION/, the TFDS data set.
-manifest.json is written last: where it is missing, the build is not complete. Images and masks stay encoded bytes from
-the builder (`plan_jax.data.builder`) to whoever decodes them.
+A folder that `build` wrote holds manifest.json, report.txt, tokenizer.json, contact_sheet.png and NAME/VERSION/, the
+TFDS data set. manifest.json is written last: where it is missing, the build is not complete. Images and masks stay
+encoded bytes from the builder (`plan_jax.data.builder`) to whoever decodes them.
 """
 
 import hashlib
@@ -200,7 +200,7 @@ def open_split(directory: str | Path, split: str) -> Split:
 
 
 def read_manifest(directory: str | Path) -> dict:
-    """manifest.json of a built data set: name, version, options, classes, splits, shards, dropped. Or InputError."""
+    """manifest.json of a built data set, which has the fields below. InputError: there is none that build wrote."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise InputError(_why_no_manifest(Path(directory)))
@@ -209,7 +209,7 @@ def read_manifest(directory: str | Path) -> dict:
     except ValueError as error:
         raise InputError(f"{path} must be JSON written by build, got {error}; build the data set again") from error
     found = set(manifest) if isinstance(manifest, dict) else set()
-    missing = {"name", "version", "options", "classes", "splits", "shards", "dropped"} - found
+    missing = {"name", "version", "options", "classes", "splits", "shards", "dropped", "summary"} - found
     if missing:
         raise InputError(f"{path} must be written by build, got no {min(missing)!r}; give the folder of a build")
     return manifest

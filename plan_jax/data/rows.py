@@ -1,46 +1,19 @@
-"""What a data set's tables say of one image: all of a record but its pixels, cheap to make and to hand to a process.
+"""What a data set provides: rows, a split at a time. What follows is the same for all (`plan_jax.data.builder`).
 
-A data set is one file with one `RowSet`: it turns the published tables into rows and counts what it leaves out. What
-follows (reading, shrinking and encoding the image, scaling boxes, drawing masks, writing shards) is the same for all.
+A data set is one file with one `RowSet`: it turns the published tables into rows and counts what it leaves out.
+Reading, shrinking and encoding images, scaling boxes, drawing masks and writing shards is not its business.
 """
 
 import abc
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from plan_jax.data.records import Phrase
-
-
-@dataclass(frozen=True)
-class Row:
-    """An image and what is known of it.
-
-    Attributes:
-        key: unique in the data set; may appear in messages, so never a patient's name.
-        patient: splits are disjoint by it.
-        study: the images of one study share a report.
-        image: the file as published.
-        where: file and line that it comes from, such as "train.csv line 12", for messages and reports.
-        sections: (name, text) of the report, in the order of the report.
-        labels: names of the classes that are present.
-        phrases: what can be grounded, boxes (x0, y0, x1, y1) in pixels of `frame`, without masks.
-        frame: (height, width) of the pixels that boxes and masks count; None for those of the image itself.
-        runs: a mask for each phrase as run lengths ("start length start length ...", relative, column by column, as
-            SIIM-ACR writes them), or empty.
-    """
-
-    key: str
-    patient: str
-    study: str
-    image: Path
-    where: str
-    sections: tuple[tuple[str, str], ...] = ()
-    labels: tuple[str, ...] = ()
-    phrases: tuple[Phrase, ...] = ()
-    frame: tuple[int, int] | None = None
-    runs: tuple[str, ...] = ()
+from plan_jax.data.records import Record, file_hash
+from plan_jax.data.row import Row
+from plan_jax.data.store import Store, record_of
+from plan_jax.errors import InputError
 
 
 class RowSet(abc.ABC):
@@ -48,7 +21,7 @@ class RowSet(abc.ABC):
 
     Attributes:
         name: of the data set, as on the command line.
-        version: raised whenever the rows of the same files change.
+        version: raised whenever the records of the same files and options change.
         summary: one sentence on what the data is and where it comes from (with the citation).
         classes: the names that `Row.labels` may hold, in a fixed order.
         dropped: how many rows of the tables were left out, by reason; counted while `rows` runs.
@@ -63,6 +36,25 @@ class RowSet(abc.ABC):
         """Opens nothing yet: `raw` is the folder of the published files, `seed` of splits that are drawn."""
         self.raw, self.seed = raw, seed
         self.dropped: Counter[str] = Counter()
+
+    @classmethod
+    def open(cls, raw: Path | None, *, seed: int, size: int | None, level: str) -> Self:
+        """The data set as the command line asks for it. InputError: options that cannot work; opens nothing yet."""
+        if raw is None:
+            raise InputError(f"--raw must name the folder of the published files for {cls.name}, got none; add it")
+        if level:
+            raise InputError(f"--level must be left out for {cls.name}, got {level!r}; remove it")
+        if size is not None and size < 1:
+            raise InputError(f"--size must be at least 1 for {cls.name}, got {size}; leave it out for all images")
+        return cls(raw, seed=seed)
+
+    def identity(self, *, size: int | None, images: Store) -> dict[str, int | str]:
+        """What decides the records, without paths: two builds with the same are the same build.
+
+        InputError: the raw folder is not as published.
+        """
+        tables = {path.name: file_hash(path) for path in self.inputs()}
+        return {**tables, "seed": self.seed, **({} if size is None else {"size": size}), **images.identity()}
 
     @abc.abstractmethod
     def inputs(self) -> Sequence[Path]:
@@ -82,3 +74,8 @@ class RowSet(abc.ABC):
         Raises:
             InputError: a table is damaged beyond the single row, naming file and line; or no row is left.
         """
+
+    @staticmethod
+    def record(row: Row, images: Store) -> Record | str:
+        """The record of a row, or why there is none. Static, because processes are handed it."""
+        return record_of(row, images)

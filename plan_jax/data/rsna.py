@@ -21,7 +21,8 @@ from plan_jax.data.entries import (
     split_rows,
 )
 from plan_jax.data.records import Phrase
-from plan_jax.data.rows import Row, RowSet
+from plan_jax.data.row import Row
+from plan_jax.data.rows import RowSet
 from plan_jax.data.splits import train_validation_test
 from plan_jax.data.store import MISSING
 

@@ -1,6 +1,6 @@
 """From a row of a data set's tables to the record that is stored: the image shrunk, boxes and masks with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from plan_jax.data.image import encode_jpeg, encode_png, read_image, shrink_image
 from plan_jax.data.records import Phrase, Record
-from plan_jax.data.rows import Row
+from plan_jax.data.row import Row
 from plan_jax.data.run_lengths import decode_runs
 from plan_jax.errors import InputError
 
@@ -30,6 +30,10 @@ class Store:
                 f"images must be stored at a side of at least 1, as {' or '.join(FORMATS)}, by their "
                 f"{' or '.join(FITS)} side, got {self.side}, {self.format!r}, {self.fit!r}; change the options"
             )
+
+    def identity(self) -> dict[str, int | str]:
+        """As part of what names a build."""
+        return asdict(self)
 
 
 def record_of(row: Row, store: Store) -> Record | str:
