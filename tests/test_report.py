@@ -73,3 +73,17 @@ def test_a_data_set_without_reports_or_labels_has_no_lines_for_them():
     splits = {"test": {"records": 2, "patients": 2}}
     manifest = {"name": "x", "version": "1", "splits": splits, "dropped": {}, "summary": tally.summary()}
     assert report_lines(manifest) == ["x 1: 2 rows in, 2 records out", "test: 2 records of 2 patients"]
+
+
+def test_labels_are_a_table_with_their_shares_of_each_split():
+    tally = Tally()
+    tally.add("train", [record(key, "", "edema") for key in "abc"] + [record("d", "")])
+    tally.add("test", [record("e", "", "edema", "effusion")])
+    splits = {"train": {"records": 4, "patients": 4}, "test": {"records": 1, "patients": 1}}
+    manifest = {"name": "x", "version": "1", "splits": splits, "dropped": {}, "summary": tally.summary()}
+    assert [" ".join(line.split()) for line in report_lines(manifest)[3:]] == [
+        "labels train test",
+        "(no label) 1 25.0 % 0 0.0 %",
+        "edema 3 75.0 % 1 100.0 %",
+        "effusion 0 0.0 % 1 100.0 %",
+    ]

@@ -71,7 +71,7 @@ def report_lines(manifest: Mapping[str, Any]) -> list[str]:
             )
         if marked["phrases"]:
             lines.append(f"  phrases: {marked['phrases']}, boxes: {marked['boxes']}, masks: {marked['masks']}")
-        lines += _label_lines(summary["labels"][split], counts["records"])
+    lines += _label_lines(summary["labels"], {split: counts["records"] for split, counts in splits.items()})
     again = summary["repeated_texts"]
     if again["near_an_earlier_one"]:
         lines.append(
@@ -81,10 +81,18 @@ def report_lines(manifest: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _label_lines(labels: Mapping[str, int], records: int) -> list[str]:
-    if set(labels) <= {NO_LABEL}:
+def _label_lines(labels: Mapping[str, Mapping[str, int]], records: Mapping[str, int]) -> list[str]:
+    """A row for each label, a column for each split: records and their share of the split."""
+    names = sorted({name for found in labels.values() for name in found})
+    if set(names) <= {NO_LABEL}:
         return []
-    return [f"  {count:>7} {100 * count / records:5.1f} %  {label}" for label, count in labels.items()]
+    width = max(map(len, names))
+    lines = ["labels".ljust(width + 2) + "".join(f"{split:>18}" for split in records)]
+    for name in names:
+        counts = {split: labels[split].get(name, 0) for split in records}
+        cells = (f"{count:>9} {100 * count / records[split]:6.1f} %" for split, count in counts.items())
+        lines.append(f"  {name:<{width}}" + "".join(cells))
+    return lines
 
 
 def _spread(words: Sequence[int]) -> dict[str, int]:
