@@ -95,7 +95,12 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--fit", choices=("long", "short"), default="long", help="which side --side is of (default long)"
     )
-    parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of stored images (default png)")
+    parser.add_argument(
+        "--format",
+        choices=("png", "png16", "jpeg"),
+        default="png",
+        help="of stored images (default png); png16: 16 bit",
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument(
         "--vocab", type=Path, metavar="FILE", help="vocab.txt of a BERT instead of a trained vocabulary"

@@ -187,6 +187,18 @@ def test_jpeg_is_smaller_and_near(row, tmp_path):
     assert difference.max() <= 6
 
 
+def test_png16_stores_16_bits_of_a_deep_film_whose_8_bit_view_is_that_of_png(row, tmp_path):
+    levels = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 4096, (90, 60)).astype(np.float32), (0, 0), 3)
+    (tmp_path / "deep.png").write_bytes(cv2.imencode(".png", levels.astype(np.uint16))[1].tobytes())
+    deep_row = dataclasses.replace(row, image=tmp_path / "deep.png", frame=None, phrases=())
+    plain, deep = (record_of(deep_row, Store(side=45, format=of)).image for of in ("png", "png16"))
+    assert cv2.imdecode(np.frombuffer(deep, np.uint8), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    difference = np.abs(np.int16(decode_image(deep, name="d")) - decode_image(plain, name="p"))
+    assert difference.max() <= 1
+    same = record_of(dataclasses.replace(row, frame=None, phrases=()), Store(format="png16")).image
+    assert same == record_of(dataclasses.replace(row, frame=None, phrases=()), Store()).image
+
+
 @pytest.mark.parametrize("wrong", [{"side": 0}, {"fit": "wide"}, {"format": "tiff"}])
 def test_images_that_cannot_be_stored_so_are_refused(wrong):
     with pytest.raises(InputError, match="images must be stored at a side of at least 1"):

@@ -34,7 +34,7 @@ def encoded(image, kind="PNG", **options) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    return decode_image(data, name="the test")
+    return decode_image(data, name="the test", foreign=True)
 
 
 def dicom(values: np.ndarray, *, syntax=uid.ExplicitVRLittleEndian, header=True, **tags) -> bytes:
@@ -169,6 +169,29 @@ def test_sixteen_bits_are_scaled_by_the_range_in_use():
 
 def test_a_constant_sixteen_bit_image_is_black():
     assert not decode(cv2.imencode(".png", np.full((4, 4), 900, np.uint16))[1].tobytes()).any()
+
+
+def test_a_stored_sixteen_bit_image_is_shown_from_0_to_65535():
+    values = np.array([[0, 257, 128 * 257, 65535], [128, 129, 1000, 60000]], np.uint16)
+    expected = [[0, 1, 128, 255], [0, 1, 4, 233]]
+    np.testing.assert_array_equal(decode_image(encode_png(values), name="stored"), expected)
+
+
+def test_deep_images_keep_sixteen_bits_of_what_has_them_and_only_of_that(read, tmp_path):
+    values = np.array([[0, 1000, 2500, 4000]], np.uint16)
+    read(dicom(values))
+    deep = read_image(tmp_path / "film.dcm", deep=True)
+    np.testing.assert_array_equal(deep, [[0, 16384, 40959, 65535]])
+    inverted = dicom(values, PhotometricInterpretation="MONOCHROME1")
+    read(inverted)
+    np.testing.assert_array_equal(read_image(tmp_path / "film.dcm", deep=True), 65535 - deep)
+    read(dicom(values, WindowCenter=1000, WindowWidth=1001, VOILUTFunction="LINEAR_EXACT"))
+    windowed = read_image(tmp_path / "film.dcm", deep=True)
+    np.testing.assert_allclose(windowed, [[0, 32767.5, 65535, 65535]], atol=1)
+    read(dicom(np.array([[0, 7, 255]], np.uint8)))
+    assert read_image(tmp_path / "film.dcm", deep=True).dtype == np.uint8
+    read(cv2.imencode(".png", values)[1].tobytes(), "film.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "film.png", deep=True), deep)
 
 
 def test_eight_bits_are_never_stretched():

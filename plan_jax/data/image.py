@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pydicom
-from jaxtyping import Num, UInt8
+from jaxtyping import Num, Shaped, UInt8, UInt16
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from pydicom import uid
@@ -38,11 +38,12 @@ _JPEG_SYNTAXES = (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.J
 _GRAY, _COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "H W"]:
+def read_image(path: str | Path, *, deep: bool = False) -> UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]:
     """The gray image in a PNG, JPEG or DICOM file.
 
     PNG and JPEG as in `decode_image`. DICOM: rescale, then the first VOI LUT, or else the first window, or else the
     range from the lowest to the highest value, becomes 0-255; MONOCHROME1 is inverted; colour becomes luma.
+    `deep`: what has more than 8 bits becomes 0-65535 instead, uint16.
     InputError: no file, empty, too large, cut short, damaged, of another kind, DICOM without pixels or of several
     frames.
     """
@@ -56,8 +57,8 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W"]:
         raise InputError(f"image must be readable, got {error.strerror} at {path}; check its permissions") from error
     headerless = path.suffix.lower() in _DICOM_SUFFIXES and not data.startswith((PNG, _JPEG))
     if data[128:132] == b"DICM" or (data and headerless):
-        return _decode_dicom(data, name=str(path))
-    return decode_image(data, name=str(path), foreign=True)
+        return _decode_dicom(data, name=str(path), deep=deep)
+    return _decode(data, str(path), foreign=True, deep=deep)
 
 
 def decode_image(data: bytes, *, name: str, foreign: bool = False) -> UInt8[np.ndarray, "H W"]:
@@ -66,21 +67,29 @@ def decode_image(data: bytes, *, name: str, foreign: bool = False) -> UInt8[np.n
     Colour becomes luma, transparency is laid over black, EXIF orientation is applied (not to transparent PNG). 8-bit
     values stay as they are. 16-bit values are scaled so that the range in use, lowest to highest, becomes 0-255:
     radiographs have 10 to 14 significant bits and would be nearly black if 65535 were white.
-    `name` is what an error calls the image. `foreign`: not written by `encode_png`; the pixels of a PNG are checked
-    too, which takes half as long again. InputError: empty, too large, cut short, damaged, not PNG or JPEG.
+    `name` is what an error calls the image. `foreign`: not written by `encode_png`, whose 16-bit values are of 0-65535;
+    the pixels of a PNG are checked too, which takes half as long again.
+    InputError: empty, too large, cut short, damaged, not PNG or JPEG.
     """
+    return _decode(data, name, foreign=foreign, deep=False)
+
+
+def _decode(data: bytes, name: str, *, foreign: bool, deep: bool) -> np.ndarray:
     if not data:
         raise InputError(f"image must hold data, got 0 bytes in {name}; get the file again")
     if data.startswith(PNG):
-        return _decode_png(data, name, check_pixels=foreign)
+        image = _decode_png(data, name, check_pixels=foreign)
+        if image.dtype == np.uint8:
+            return image
+        return _stretch(image, deep=deep) if foreign else np.rint(image / 257).astype(np.uint8)
     if data.startswith(_JPEG):
         return _decode_jpeg(data, name)
     raise InputError(f"image must be PNG, JPEG or DICOM, got something else in {name}; convert it")
 
 
-def encode_png(image: UInt8[np.ndarray, "H W"]) -> bytes:
-    """A gray image as PNG."""
-    done, data = cv2.imencode(".png", _checked_gray(image))
+def encode_png(image: UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]) -> bytes:
+    """A gray image as PNG of 8 or 16 bits."""
+    done, data = cv2.imencode(".png", image if image.dtype == np.uint16 else _checked_gray(image))
     if not done:
         raise RuntimeError("cv2 did not encode a PNG")
     return data.tobytes()
@@ -104,9 +113,12 @@ def letterbox_image(image: UInt8[np.ndarray, "H W"], size: int) -> tuple[UInt8[n
     return square, box
 
 
-def shrink_image(image: UInt8[np.ndarray, "H W"], *, long_side: int) -> UInt8[np.ndarray, "h w"]:
-    """The image with its long side reduced to `long_side` by area averaging, or as it is where it is not longer."""
-    height, width = _checked_gray(image).shape
+def shrink_image(image: Shaped[np.ndarray, "H W"], *, long_side: int) -> Shaped[np.ndarray, "h w"]:
+    """The image with its long side reduced to `long_side` by area averaging, or as it is where it is not longer.
+
+    uint8 or uint16.
+    """
+    height, width = image.shape if image.dtype == np.uint16 else _checked_gray(image).shape
     if max(height, width) <= long_side:
         return image
     box = Letterbox.fit(height, width, long_side)
@@ -145,10 +157,16 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _stretch(values: Num[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-    """Lowest value to 0, highest to 255; all 0 where they are equal."""
+def _stretch(values: Num[np.ndarray, "H W"], *, deep: bool) -> np.ndarray:
+    """Lowest value to 0, highest to white; all 0 where they are equal."""
     low, high = float(values.min()), float(values.max())
-    return np.rint((values - low) * (255 / (high - low) if high > low else 0.0)).astype(np.uint8)
+    white = 65535 if deep else 255
+    return _levels((values - low) * (white / (high - low) if high > low else 0.0), deep=deep)
+
+
+def _levels(values: Num[np.ndarray, "H W"], *, deep: bool) -> np.ndarray:
+    """Values of 0 to white as gray levels."""
+    return np.rint(values).astype(np.uint16 if deep else np.uint8)
 
 
 # PNG and JPEG
@@ -174,7 +192,7 @@ def _decode_png(data: bytes, name: str, *, check_pixels: bool) -> np.ndarray:
         opacity = image[..., 3] / (255 if image.dtype == np.uint8 else 65535)
         gray = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY)
         image = np.rint(gray * opacity).astype(image.dtype)
-    return image if image.dtype == np.uint8 else _stretch(image)
+    return image
 
 
 def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
@@ -197,14 +215,14 @@ def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
 # DICOM
 
 
-def _decode_dicom(data: bytes, *, name: str) -> np.ndarray:
+def _decode_dicom(data: bytes, *, name: str, deep: bool) -> np.ndarray:
     with _no_warnings():  # pydicom warns of deviations that do not touch the pixels
         try:
             if uid.DeflatedExplicitVRLittleEndian.encode() in data:  # pydicom would inflate it to any size
                 raise InputError(f"DICOM must not be deflated as a whole, got that in {name}; convert it")
             dataset = pydicom.dcmread(io.BytesIO(data), force=True)
             _check_dicom(dataset, name)
-            return _dicom_gray(dataset, name)
+            return _dicom_gray(dataset, name, deep=deep and dataset.BitsStored > 8)
         except InputError:
             raise
         except Exception as error:  # pydicom and its plugins raise almost anything; their words may hold patient data
@@ -242,20 +260,20 @@ def _check_dicom(dataset: pydicom.Dataset, name: str) -> None:
             raise InputError(f"DICOM must hold a frame of its own size, got another in {name}; get the file again")
 
 
-def _dicom_gray(dataset: pydicom.Dataset, name: str) -> np.ndarray:
+def _dicom_gray(dataset: pydicom.Dataset, name: str, *, deep: bool) -> np.ndarray:
     values = pixel_array(dataset)
     if values.ndim == 3:
         gray = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
-        return gray if gray.dtype == np.uint8 else _stretch(gray)
+        return gray if gray.dtype == np.uint8 else _stretch(gray, deep=deep)
     values = apply_modality_lut(values, dataset).astype(np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"DICOM pixels must be finite, got NaN or infinity in {name}; export it again")
-    gray = _display(values, dataset)
-    return 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
+    gray = _display(values, dataset, deep=deep)
+    return np.iinfo(gray.dtype).max - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
 
 
-def _display(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Values to 0-255 by the file's VOI LUT or window (DICOM PS3.3 C.11.2), or by their range where it has neither.
+def _display(values: np.ndarray, dataset: pydicom.Dataset, *, deep: bool) -> np.ndarray:
+    """Values to gray levels by the VOI LUT or window (DICOM PS3.3 C.11.2), or by their range where there is neither.
 
     Not pydicom's `apply_voi_lut`: it keeps indices in the type of the table's entries, which overflows for 8-bit
     entries, and its windows give a range that depends on four other tags.
@@ -267,10 +285,10 @@ def _display(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
         if isinstance(table, bytes):
             table = np.frombuffer(table, np.uint8 if len(table) == entries else "<u2")
         index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
-        return _stretch(np.asarray(table))[None, :].take(index)
+        return _stretch(np.asarray(table), deep=deep)[None, :].take(index)
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width <= 0:  # a window without width shows nothing
-        return _stretch(values)
+        return _stretch(values, deep=deep)
     function = dataset.get("VOILUTFunction") or "LINEAR"
     if function == "SIGMOID":
         shown = 0.5 + 0.5 * np.tanh(2 * (values - centre) / width)
@@ -278,7 +296,7 @@ def _display(values: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
         shown = (values - centre) / width + 0.5
     else:
         shown = (values - centre + 0.5) / max(width - 1, 1e-6) + 0.5
-    return np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+    return _levels((65535 if deep else 255) * np.clip(shown, 0, 1), deep=deep)
 
 
 def _first(value) -> float | None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from plan_jax.data.image import encode_jpeg, encode_png, read_image, shrink_image
 from plan_jax.data.records import Phrase, Record
@@ -12,13 +12,16 @@ from plan_jax.data.row import Row
 from plan_jax.data.run_lengths import decode_runs
 from plan_jax.errors import InputError
 
-FITS, FORMATS = ("long", "short"), ("png", "jpeg")
+FITS, FORMATS = ("long", "short"), ("png", "png16", "jpeg")
 MISSING, DAMAGED, BAD_MASK = "image file missing", "image cannot be decoded", "mask cannot be decoded"
 
 
 @dataclass(frozen=True)
 class Store:
-    """How images are stored. `side`: of the long or short side at most, in pixels; smaller images stay as they are."""
+    """How images are stored. `side`: of the long or short side at most, in pixels; smaller images stay as they are.
+
+    `png16` keeps 16 bits of what has more than 8, for other windows later; the files are larger, training sees 8 bits.
+    """
 
     side: int = 512
     fit: str = "long"
@@ -41,7 +44,7 @@ def record_of(row: Row, store: Store) -> Record | str:
     if not row.image.is_file():
         return MISSING
     try:
-        image = read_image(row.image)
+        image = read_image(row.image, deep=store.format == "png16")
     except InputError:
         return DAMAGED
     small = _shrunk(image, store)
@@ -57,14 +60,14 @@ def record_of(row: Row, store: Store) -> Record | str:
         key=row.key,
         patient=row.patient,
         study=row.study,
-        image=encode_png(small) if store.format == "png" else encode_jpeg(small),
+        image=encode_jpeg(small) if store.format == "jpeg" else encode_png(small),
         sections=row.sections,
         labels=row.labels,
         phrases=tuple(phrases),
     )
 
 
-def _shrunk(image: UInt8[np.ndarray, "H W"], store: Store) -> UInt8[np.ndarray, "h w"]:
+def _shrunk(image: Shaped[np.ndarray, "H W"], store: Store) -> Shaped[np.ndarray, "h w"]:
     """With the chosen side at most `store.side`; never enlarged."""
     long_side = store.side if store.fit == "long" else round(store.side * max(image.shape) / min(image.shape))
     return shrink_image(image, long_side=long_side)
