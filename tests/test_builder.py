@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from plan_jax.__main__ import main
-from plan_jax.data import builder, shards
-from plan_jax.data.build import build
+from plan_jax.data import shards, source
+from plan_jax.data.build import PARTS, build
 from plan_jax.data.fake import FAKES, fake
 from plan_jax.data.image import decode_image, encode_png
 from plan_jax.data.records import MANIFEST, STAGING, Phrase, file_hash, open_split
@@ -74,7 +74,7 @@ def test_a_made_up_folder_never_goes_into_one_that_holds_something(tmp_path, cap
 
 
 def test_one_process_and_two_write_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "SHARD_ROWS", 3)
+    monkeypatch.setattr(source, "SHARD_ROWS", 3)
     fake("object_cxr", out=tmp_path / "raw")
     for jobs in (1, 2):
         build("object_cxr", raw=tmp_path / "raw", out=tmp_path / str(jobs), jobs=jobs)
@@ -84,9 +84,9 @@ def test_one_process_and_two_write_the_same_bytes(tmp_path, monkeypatch):
 SLOW = """
 import sys, time
 from pathlib import Path
-from plan_jax.data import builder, shards
+from plan_jax.data import shards, source
 from plan_jax.data.build import build
-builder.SHARD_ROWS = 2
+source.SHARD_ROWS = 2
 whole = shards.write_shard
 def slowly(shard, progress):
     whole(shard, progress)
@@ -99,7 +99,7 @@ build("rsna", raw=Path(sys.argv[1]), out=Path(sys.argv[2]), jobs=1)
 def test_a_killed_build_goes_on_with_the_shards_that_are_whole(tmp_path, monkeypatch):
     fake("rsna", out=tmp_path / "raw")
     out = tmp_path / "out"
-    parts = out / STAGING / builder.PARTS
+    parts = out / STAGING / PARTS
     child = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "raw"), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(parts.glob("*.json"))) < 2:
@@ -116,7 +116,7 @@ def test_a_killed_build_goes_on_with_the_shards_that_are_whole(tmp_path, monkeyp
     monkeypatch.setattr(
         shards, "write_shard", lambda shard, progress: written.append(shard.path) or whole(shard, progress)
     )
-    monkeypatch.setattr(builder, "SHARD_ROWS", 2)
+    monkeypatch.setattr(source, "SHARD_ROWS", 2)
     build("rsna", raw=tmp_path / "raw", out=out, jobs=1)
     assert written
     assert not {f"{path.name}.json" for path in written} & before
@@ -126,7 +126,7 @@ def test_a_killed_build_goes_on_with_the_shards_that_are_whole(tmp_path, monkeyp
 
 def test_another_build_does_not_take_the_shards_of_a_killed_one(tmp_path):
     fake("rsna", out=tmp_path / "raw")
-    parts = tmp_path / "out" / STAGING / builder.PARTS
+    parts = tmp_path / "out" / STAGING / PARTS
     parts.mkdir(parents=True)
     (parts / "train-00000").write_bytes(b"of another")
     (parts / "train-00000.json").write_text('{"records": 9, "bytes": 1, "dropped": []}')

@@ -310,10 +310,13 @@ def test_a_build_says_what_it_wrote_and_what_it_left_out(raw, tmp_path, capsys):
     with (tmp_path / "raw" / "metadata.csv").open("a") as file:
         file.write("13,Pneumonia,L,X-ray,0.png,a lateral film\n")
     assert main(["build", "covid_cxr", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "data")]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path / 'data'}: covid_cxr 1.0.0, records: train 9, tune 1, validation 1, test 1",
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "covid_cxr 1.1.0: 13 rows in, 12 records out",
         "  left out: 1 rows, not a frontal X-ray",
+        "train: 9 records of 9 patients",
     ]
+    assert lines[-1].startswith(f"{tmp_path / 'data'}: contact_sheet.png, covid_cxr, manifest.json, report.txt")
 
 
 def test_a_model_is_evaluated_on_data_that_it_did_not_train_on(trained, boxless, tmp_path, capsys):

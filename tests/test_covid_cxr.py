@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from plan_jax.data.build import build
 from plan_jax.data.covid_cxr import CovidCxr, Line, labels, patient_groups, read_table, why_dropped
 from plan_jax.data.dealing import split_of_groups
+from plan_jax.data.fake import fake
 from plan_jax.data.image import decode_image, encode_png
 from plan_jax.data.records import Record, open_split
 from plan_jax.data.store import Store, record_of
@@ -160,6 +161,20 @@ def test_the_command_builds_a_data_set_that_reads_back(raw, tmp_path):
     train = open_split(tmp_path / "built", "train")
     expected = [record_of(row, Store()) for row in CovidCxr(folder).rows()["train"]]
     assert [train[i] for i in range(len(train))] == expected
+
+
+def test_the_made_up_folder_shows_every_reason_to_leave_a_row_out(tmp_path):
+    fake("covid_cxr", out=tmp_path / "raw")
+    manifest = build("covid_cxr", raw=tmp_path / "raw", out=tmp_path / "built")
+    assert manifest["dropped"] == {
+        "not a frontal X-ray": 2,
+        "no clinical notes": 2,  # one row is cut off before its note
+        "image file missing": 2,
+        "image of an earlier row": 1,
+        "more cells than the header": 1,
+        "image cannot be decoded": 1,
+    }
+    assert sum(part["records"] for part in manifest["splits"].values()) == 24
 
 
 # The table

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from plan_jax.data import builder as builder_module
+from plan_jax.data import source as source_module
 from plan_jax.data.builder import builder_of
 from plan_jax.data.records import (
     MANIFEST,
@@ -34,6 +35,7 @@ from plan_jax.data.records import (
 )
 from plan_jax.data.row import Row
 from plan_jax.data.rows import RowSet
+from plan_jax.data.source import Source, write_in_processes
 from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
@@ -98,9 +100,10 @@ def records_of(split: str) -> list[Record]:
 
 def write(directory: Path, splits: dict[str, list[Record]]) -> None:
     """Builds the splits with a manifest, as the build driver does."""
-    toy = builder_of(Toy(splits), data_dir=directory, images=Store(), size=None, jobs=1)
+    source = Source(Toy(splits), Store(), None, directory / "parts")
+    toy = builder_of(source, data_dir=directory, write=partial(write_in_processes, jobs=1))
     toy.download_and_prepare()
-    shutil.rmtree(toy.parts)
+    shutil.rmtree(source.parts)
     manifest = {
         "name": "toy",
         "version": "1.2.0",
@@ -134,7 +137,7 @@ def test_a_16_bit_image_comes_back_with_its_16_bits(built):
 
 
 def test_order_is_kept_over_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder_module, "SHARD_ROWS", 3)
+    monkeypatch.setattr(source_module, "SHARD_ROWS", 3)
     write(tmp_path, {"train": records_of("train")})
     assert len(list(tmp_path.glob("toy/1.2.0/toy-train.array_record-*"))) == 3
     split = open_split(tmp_path, "train")

@@ -7,15 +7,19 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from plan_jax.data.builder import PARTS, Builder, builder_of
+from plan_jax.data.beam import write_with_beam
+from plan_jax.data.builder import WriteShards, builder_of
 from plan_jax.data.companions import REPORT, SHEET, TOKENIZER, write_companions
 from plan_jax.data.records import MANIFEST, STAGING, data_folder, file_hash, open_split, read_manifest
 from plan_jax.data.report import report_lines
 from plan_jax.data.rows import RowSet
+from plan_jax.data.source import Source, write_in_processes
 from plan_jax.data.store import Store
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
@@ -35,6 +39,7 @@ DATA_SETS = {
     "ms_cxr": ("plan_jax.data.ms_cxr", "MsCxr"),
     "openi": ("plan_jax.data.openi", "OpenI"),
 }
+PARTS = "parts"  # in the staging folder: shards of a build that may go on later
 IDENTITY = "identity.json"  # of the build whose finished shards lie in the staging folder
 
 
@@ -49,6 +54,7 @@ def build(
     vocab: Path | None = None,
     images: Store = Store(),  # noqa: B008 frozen
     jobs: int | None = None,
+    beam: Sequence[str] | None = None,
 ) -> dict:
     """Writes data set `name` into `out` and returns its manifest; a complete build of the same options is left as is.
 
@@ -63,6 +69,7 @@ def build(
         vocab: a tokenizer.json or BERT vocab.txt to use; None learns one from the train split (or the first there is).
         images: how they are stored, for data sets that have raw files.
         jobs: processes; None for one per core, or fewer where there is little to do.
+        beam: options of Apache Beam, which then writes the shards instead (`plan_jax.data.beam`).
     InputError: unknown name, unusable options, or `out` holds another build.
     """
     out = Path(out).resolve()
@@ -81,10 +88,11 @@ def build(
     _clear_unfinished(out, identity)
     _clear_staging(staging)
     _keep_parts_of(staging, identity)
-    builder = builder_of(tables, data_dir=staging, images=images, size=size, jobs=jobs)
+    source = Source(tables, images, size, staging / PARTS)
+    write = partial(write_in_processes, jobs=jobs) if beam is None else partial(write_with_beam, options=beam)
     try:
-        manifest = _write(builder, identity, tokenizer, staging=staging)
-        for part in (builder.name, TOKENIZER, SHEET, REPORT, MANIFEST):  # the last one says "complete"
+        manifest = _write(source, identity, tokenizer, write=write, staging=staging)
+        for part in (name, TOKENIZER, SHEET, REPORT, MANIFEST):  # the last one says "complete"
             (staging / part).rename(out / part)
     except (InputError, ValueError):  # the same call would fail again; after anything else it goes on
         shutil.rmtree(staging, ignore_errors=True)
@@ -113,22 +121,24 @@ def _keep_parts_of(staging: Path, identity: dict) -> None:
         known.write_text(json.dumps(identity))
 
 
-def _write(builder: Builder, identity: dict, tokenizer: Tokenizer | None, *, staging: Path) -> dict:
-    """Builds everything in `staging`, the builder's folder, and returns the manifest."""
-    progress = tqdm(total=builder.total, unit="image", desc=f"build {builder.name}", file=sys.stderr, mininterval=1)
+def _write(source: Source, identity: dict, tokenizer: Tokenizer | None, *, write: WriteShards, staging: Path) -> dict:
+    """Builds everything in `staging` and returns the manifest."""
+    tables, total = source.tables, sum(map(len, source.rows.values()))
+    builder = builder_of(source, data_dir=staging, write=write)
+    progress = tqdm(total=total, unit="image", desc=f"build {tables.name}", file=sys.stderr, mininterval=1)
     with progress as bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
         builder.progress = bar.update
         builder.download_and_prepare()
     folder = data_folder(staging, identity)
     manifest = identity | {
-        "classes": list(builder.tables.classes),
+        "classes": list(tables.classes),
         "splits": builder.split_counts,
         "shards": {path.name: file_hash(path) for path in sorted(folder.glob("*.array_record*"))},
         "dropped": dict(sorted(builder.dropped.items())),
         "summary": {},
     }
     _write_manifest(staging, manifest)  # with which the splits can be opened
-    manifest["summary"] = write_companions(staging, tokenizer, caption=f"{builder.name}. {builder.summary}")
+    manifest["summary"] = write_companions(staging, tokenizer, caption=f"{tables.name}. {tables.summary}")
     (staging / REPORT).write_text("\n".join(report_lines(manifest)) + "\n", encoding="utf-8")
     _write_manifest(staging, manifest)
     return manifest

@@ -10,6 +10,7 @@ from plan_jax.errors import InputError
 FAKES = {
     "chexpert": ("plan_jax.data.fake_labels", "fake_chexpert_5x200"),  # with a list of its own: it is too small to draw
     "chexpert_5x200": ("plan_jax.data.fake_labels", "fake_chexpert_5x200"),
+    "covid_cxr": ("plan_jax.data.fake_covid_cxr", "fake_covid_cxr"),
     "covidx": ("plan_jax.data.fake_labels", "fake_covidx"),
     "nih_cxr14": ("plan_jax.data.fake_labels", "fake_nih_cxr14"),
     "rsna": ("plan_jax.data.fake_boxes", "fake_rsna"),

@@ -15,6 +15,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from plan_jax.data.processes import follow_main_process
 from plan_jax.data.records import Record, features, to_example
 
+ROWS_PER_PROCESS = 256  # fewer are done before another process has started
 POLL = 0.3  # seconds between looks at how far the processes are
 _written: Any = None  # in a process of the pool: the counter that all share
 
@@ -53,10 +54,15 @@ def finished(shard: Shard) -> Finished | None:
         return None
 
 
-def write_shards(shards: Sequence[Shard], *, processes: int, progress: Callable[[int], object]) -> None:
-    """Writes those that are not whole yet; `progress` is told how many rows are done since the last call."""
+def write_shards(shards: Sequence[Shard], *, processes: int | None, progress: Callable[[int], object]) -> None:
+    """Writes those that are not whole yet; `progress` is told how many rows are done since the last call.
+
+    `processes` None: one per core, or fewer where there is little to do.
+    """
     todo = [shard for shard in shards if finished(shard) is None]
-    progress(sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo))
+    rows = sum(len(shard.rows) for shard in todo)
+    progress(sum(len(shard.rows) for shard in shards) - rows)
+    processes = processes or max(1, min(len(os.sched_getaffinity(0)), rows // ROWS_PER_PROCESS))
     if processes == 1 or len(todo) < 2:
         for shard in todo:
             write_shard(shard, lambda: progress(1))
