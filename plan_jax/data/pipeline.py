@@ -20,6 +20,8 @@ from plan_jax.data.text import Tokenizer, split_sentences
 from plan_jax.errors import InputError
 from plan_jax.types import Batch
 
+READ_AHEAD = 8  # batches that the threads of a process, or of each worker, hold ready
+
 
 class TrainBatches:
     """Endless batches of this process's share of a split, reshuffled every epoch.
@@ -48,7 +50,7 @@ class TrainBatches:
             samples,
             config.batch_size,
             grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=shards),
-            read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=8 * config.batch_size),
+            read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD),
             multiprocessing_options=workers,
         )
 
