@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
-MAY_BE_ZERO = ("seed", "workers", "rounds", "warmup_steps", "pool")  # every other whole number is a size
+MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")  # every other whole number is a size
 SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
+Source = tuple[str, float]  # a folder that build wrote, and how often it is drawn from, relative to the others
 Rule = tuple[str, float, float]  # pattern of a parameter's path, factor of its learning rate, of its weight decay
 
 
@@ -34,13 +35,18 @@ class DataConfig:
     """What is read and how it is cut into batches."""
 
     dir: str = ""  # a folder written by `python -m plan_jax build`
+    mixture: tuple[Source, ...] = ()  # further such folders; `dir`, whose tokenizer is used, has weight 1 beside them
     level: str = _choice("easy", "easy", "cooc", "realistic")  # of the phantom that `ablate` builds where dir is empty
     batch_size: int = 32  # global, over all processes
     image_size: int = 224  # side of the square input in pixels (GLoRIA, MGCA)
     max_tokens: int = 128  # T: word pieces per report, special pieces included
     max_words: int = 97  # L: words per report
-    sentences: str = _choice("shuffled", "all", "shuffled")  # order of a report's sentences in a step
+    # of a report, what training reads: this section, or the whole report where it is missing or has no sentence [ours]
+    text: str = _choice("report", "report", "findings", "impression")
+    # and of that, anew in each step: all, all in random order, one at random, or some in their order [ours]
+    sentences: str = _choice("shuffled", "all", "shuffled", "one", "some")
     workers: int = 0  # Grain worker processes; 0 reads in threads of the main process
+    prefetch: int = 2  # batches on their way to the device ahead of the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,9 +234,14 @@ def save_config(path: Path, config: Config) -> None:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of every setting but the data's folder, in hex: names a configuration, whatever the machine."""
-    placeless = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=""))
-    return hashlib.sha256(json.dumps(dataclasses.asdict(placeless), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of every setting but the data's folders, in hex: names a configuration, whatever the machine."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(placeless(config)), sort_keys=True).encode()).hexdigest()
+
+
+def placeless(config: Config) -> Config:
+    """The configuration without the names of the data's folders, which may be moved; weights stay."""
+    mixture = tuple(("DIR", weight) for _, weight in config.data.mixture)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dir="", mixture=mixture))
 
 
 def load_config(path: Path) -> Config:
@@ -285,6 +296,8 @@ def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.
         )
     if field.name == "rules":
         return tuple(_checked_rule(rule, where) for rule in value)
+    if field.name == "mixture":
+        return tuple(_checked_source(source, where) for source in value)
     _check_range(field.name, value, where)
     return value
 
@@ -308,6 +321,17 @@ def _checked_rule(rule: typing.Any, where: str) -> Rule:
             f"{where} must have factors that are finite and at least 0, got {tuple(rule)!r}; change it, 0 freezes"
         )
     return pattern, float(factors[0]), float(factors[1])
+
+
+def _checked_source(source: typing.Any, where: str) -> Source:
+    """A folder and a weight that is finite and above 0."""
+    pair = isinstance(source, list | tuple) and len(source) == 2 and type(source[0]) is str and source[0]
+    if not pair or type(source[1]) not in (int, float) or not math.isfinite(source[1]) or source[1] <= 0:
+        raise InputError(
+            f"{where} must hold pairs of a folder that build wrote and a weight above 0, got {source!r}; "
+            "write them as (('runs/openi_data', 0.5),)"
+        )
+    return source[0], float(source[1])
 
 
 def _check_range(name: str, value: typing.Any, where: str) -> None:

@@ -75,6 +75,16 @@ def phantom_data(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def other_data(tmp_path_factory) -> Path:
+    """20 other phantoms, with the same keys."""
+    from plan_jax.data.build import build
+
+    out = tmp_path_factory.mktemp("others") / "data"
+    build("phantom", out=out, size=20, seed=1)
+    return out
+
+
 class Trained(NamedTuple):
     """A finished run of the phantom's configuration made tiny: 300 steps in one go."""
 

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plan_jax.config import SHARES, Config, at_step, default_config, freeze, load_config, save_config
+from plan_jax.config import (
+    SHARES,
+    Config,
+    DataConfig,
+    at_step,
+    config_hash,
+    default_config,
+    freeze,
+    load_config,
+    save_config,
+)
 from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 
@@ -57,6 +67,8 @@ def other_value(name: str, value: object) -> object:
         return free[name] if name in free else next(choice for choice in choices(name) if choice != value)
     if name == "optim.rules":
         return (("text_encoder/", 0.5, 1.0), (r"\d", 0.0, 1.0))
+    if name == "data.mixture":
+        return (("elsewhere", 2.0), ("further", 0.5))
     if isinstance(value, tuple):
         return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
     if name.rpartition(".")[2] in SHARES:
@@ -100,7 +112,9 @@ def test_the_last_of_two_overrides_wins():
         "--config.data.batch_size=1.5",
         "--config.optim.learning_rate=fast",
         "--config.evaluation.untrained=maybe",
-        "--config.data.sentences=some",
+        "--config.data.sentences=few",
+        "--config.data.text=both",
+        "--config.data.prefetch=two",
         "--config.image_encoder.stages=(a,b)",
         "--config.image_encoder.stages=(2,1.5)",
         "--config.image_encoder.stages=()",
@@ -161,6 +175,7 @@ def test_an_argument_that_is_no_override_is_refused_by_name(argument):
         ("image_encoder.local_stage=0", "at least 1"),
         ("evaluation.gallery=0", "at least 1"),
         ("data.workers=-1", "at least 0"),
+        ("data.prefetch=-1", "at least 0"),
         ("alignment.rounds=-1", "at least 0"),
         ("seed=-1", "at least 0"),
         ("optim.learning_rate=nan", "finite"),
@@ -177,7 +192,7 @@ def test_a_number_out_of_its_range_is_refused_with_field_and_bound(override, bou
 
 
 def test_zero_is_accepted_where_it_means_none():
-    zeros = ["seed", "data.workers", "alignment.rounds", "optim.warmup_steps", "evaluation.pool"]
+    zeros = ["seed", "data.workers", "data.prefetch", "alignment.rounds", "optim.warmup_steps", "evaluation.pool"]
     config = fields(read_config(PHANTOM, [f"--config.{name}=0" for name in zeros]))
     assert [config[name] for name in zeros] == [0] * len(zeros)
 
@@ -188,7 +203,7 @@ def test_zero_is_accepted_where_it_means_none():
         ("config.optim.learning_rat = 1.0\nreturn config", 'Did you mean "learning_rate"'),
         ("config.optm.learning_rate = 1.0\nreturn config", "optm"),
         ("config.optim.learning_rate = 'fast'\nreturn config", "learning_rate"),
-        ("config.data.sentences = 'some'\nreturn config", "config.data.sentences must be one of all, shuffled"),
+        ("config.data.sentences = 'few'\nreturn config", "config.data.sentences must be one of all, shuffled, one"),
         ("config.unlock()\nconfig.data.colour = 'red'\nreturn config", "'colour'"),
         ("config = (\nreturn config", "mine.py, line 4"),
         ("return config.data.workers / 0", "ZeroDivisionError"),
@@ -340,6 +355,22 @@ def test_the_rounds_begin_after_their_share_of_the_steps_and_inference_always_ha
 def test_an_early_temperature_that_divides_nothing_is_refused(value):
     with pytest.raises(InputError, match="early_temperatures must be numbers above 0"):
         read_config(PHANTOM, [f"--config.alignment.early_temperatures={value}"])
+
+
+@pytest.mark.parametrize(
+    "value", ["('a',1.0)", "(('a',),)", "(('',1.0),)", "(('a',0.0),)", "(('a',-1),)", "(('a',True),)", "(('a',1e999),)"]
+)
+def test_a_source_of_a_mixture_needs_a_folder_and_a_weight_above_0(value):
+    message = refusal(PHANTOM, f"--config.data.mixture={value}")
+    assert "config.data.mixture must hold pairs of a folder that build wrote and a weight above 0" in message
+
+
+def test_a_configuration_has_the_same_name_wherever_its_data_lies():
+    def name(*mixture, folder: str = "here") -> str:
+        return config_hash(dataclasses.replace(Config(), data=DataConfig(dir=folder, mixture=mixture)))
+
+    assert name(("a", 1.0)) == name(("b", 1.0), folder="there")
+    assert len({name(), name(("a", 1.0)), name(("a", 2.0)), name(("a", 1.0), ("b", 1.0))}) == 4
 
 
 @pytest.mark.parametrize("value", ["", "there is it", "{} and {}"])

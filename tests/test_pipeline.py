@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import time
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from plan_jax.config import DataConfig
 from plan_jax.data.image import decode_image, letterbox_image
-from plan_jax.data.pipeline import TrainBatches
+from plan_jax.data.mixture import Mixture
+from plan_jax.data.pipeline import READ_AHEAD, TrainBatches
 from plan_jax.data.records import Record, open_split
 from plan_jax.data.text import Tokenizer, split_sentences
 from plan_jax.errors import InputError
@@ -18,7 +20,13 @@ SMALL = DataConfig(batch_size=12, image_size=48, max_tokens=80, max_words=64)
 
 
 class Records(list):
-    """Records in memory, read like a split."""
+    """Records in memory, read like a split; counts how often one was read."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads += 1
+        return super().__getitem__(index)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +41,20 @@ def tokenizer(phantom_data) -> Tokenizer:
     return Tokenizer.load(phantom_data / "tokenizer.json")
 
 
+@pytest.fixture(scope="module")
+def mixture(split, other_data) -> Mixture:
+    """The split with a smaller one, from which every third record comes."""
+    return Mixture([split, open_split(other_data, "train")], [1.0, 0.5])
+
+
 @pytest.fixture
 def batches(split, tokenizer):
     """Makes batches of the train split; closed after the test."""
     made = []
 
-    def make(seed: int = 0, *, source=split, **fields) -> TrainBatches:
-        made.append(TrainBatches(source, tokenizer, dataclasses.replace(SMALL, **fields), seed=seed))
+    def make(seed: int = 0, *, source=split, process=None, **fields) -> TrainBatches:
+        config = dataclasses.replace(SMALL, **fields)
+        made.append(TrainBatches(source, tokenizer, config, seed=seed, process=process))
         return made[-1]
 
     yield make
@@ -179,18 +194,67 @@ def test_the_position_is_what_was_handed_out_and_not_what_was_read_ahead(batches
     assert seen == [0, 12, 24, 36]
 
 
-def test_a_run_continues_with_another_number_of_workers(batches):
-    """Positions are those of one process without workers, whoever reads: 0 -> 2 -> 1 workers."""
-    expected = take(batches(7), 7)
+def whole(parts: list[list[dict]]) -> list[dict]:
+    """The batches of all processes: row i of the whole is one of process i modulo their count."""
+    steps = zip(*parts, strict=True)
+    return [
+        {
+            name: np.stack([part[name] for part in step], axis=1).reshape(-1, *step[0][name].shape[1:])
+            for name in step[0]
+        }
+        for step in steps
+    ]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("sentences", ["shuffled", "some"])
+def test_a_run_of_8_processes_continues_on_2_with_the_batches_of_one(batches, mixture, split, mixed, sentences):
+    """3 batches on 8 processes, 7 on 2, over the end of an epoch, beside one process that is never stopped."""
+    fields = {"source": mixture if mixed else split, "batch_size": 16, "sentences": sentences}
+    expected = take(batches(4, **fields), 10)
     found, position = [], 0
-    for workers, count in ((0, 2), (2, 3), (1, 2)):
-        source = batches(7, workers=workers)
-        source.seek(position)
-        found += take(source, count)
-        assert source.state["workers"] == workers
-        position = source.state["position"]
-        source.close()
+    for processes, steps in ((8, 3), (2, 7)):
+        sources = [batches(4, process=(index, processes), **fields) for index in range(processes)]
+        for source in sources:
+            source.seek(position)
+        found += whole([take(source, steps) for source in sources])
+        states = [source.state for source in sources]
+        assert all(state == {"position": len(found) * 16, "workers": 0, "processes": processes} for state in states)
+        position = states[-1]["position"]
     assert_same(found, expected)
+    if not mixed:
+        assert sorted(order(found)[:132]) == list(range(132))
+
+
+def test_a_run_continues_with_another_number_of_workers_and_processes(batches, mixture):
+    """Batches are those of one process without workers, whoever reads: process 1 of 2, then the only one."""
+    expected = take(batches(7, source=mixture), 7)
+    found = take(batches(7, source=mixture), 2)
+    second = batches(7, source=mixture, workers=2, process=(1, 2))
+    second.seek(24)
+    rows = [{name: array[1::2] for name, array in batch.items()} for batch in expected[2:5]]
+    assert_same(take(second, 3), rows)
+    assert second.state == {"position": 60, "workers": 2, "processes": 2}
+    third = batches(7, source=mixture, workers=1)
+    third.seek(second.state["position"])
+    assert_same(found + take(third, 2), expected[:2] + expected[5:])
+
+
+@pytest.mark.parametrize(("size", "processes"), [(12, 5), (12, 8), (1, 2)])
+def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused_with_both_numbers(batches, size, processes):
+    with pytest.raises(InputError, match=rf"must be a multiple of {processes} \(processes\).*got {size}"):
+        batches(batch_size=size, process=(0, processes))
+
+
+def test_the_threads_read_a_few_batches_ahead_and_no_more(batches, split):
+    records = Records([split[index] for index in range(12)])
+    source = batches(source=records)
+    take(source, 1)
+    seen = -1
+    while records.reads > seen:  # until they rest
+        seen = records.reads
+        time.sleep(0.2)
+    assert seen <= (READ_AHEAD + 1) * 12
 
 
 def test_a_batch_larger_than_the_split_is_refused_with_both_numbers(batches):

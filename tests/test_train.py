@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from plan_jax.__main__ import main
 from plan_jax.checkpoint import load_variables, saved_steps
-from plan_jax.config import Config, load_config
+from plan_jax.config import Config, load_config, save_config
 from plan_jax.config_file import read_config
 from plan_jax.data.build import build
+from plan_jax.data.pipeline import TrainBatches
+from plan_jax.data.records import open_split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
@@ -35,6 +38,19 @@ ROOT = Path(__file__).parents[1]
 STEPS = 300
 PROMISED = {"step", "loss", "global_loss", "local_loss", "images_per_second", "learning_rate"}
 WAIT = 240  # seconds, on a busy machine
+# The command line, with a file to which every step writes its number and the records that it saw.
+RECORDING = """
+import json, sys
+import numpy
+import plan_jax.train.loop as loop
+from plan_jax.__main__ import main
+file, step = open(sys.argv[1], "a"), loop.train_step
+def recorded(state, batch, **rest):
+    print(json.dumps([int(state.step), numpy.asarray(batch.record).tolist()]), file=file, flush=True)
+    return step(state, batch, **rest)
+loop.train_step = recorded
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -58,8 +74,8 @@ class Run:
     """A `train` command in a process group of its own."""
 
     def __init__(self, arguments: tuple[str, ...], workdir: Path, environment: dict[str, str]):
-        self.workdir = workdir
-        command = [sys.executable, "-m", "plan_jax", *arguments, "--workdir", str(workdir)]
+        self.workdir, seen = workdir, str(workdir.with_suffix(".records"))
+        command = [sys.executable, "-c", RECORDING, seen, *arguments, "--workdir", str(workdir)]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -116,7 +132,20 @@ def start(trained, compiled, tmp_path):
             one.process.communicate()
 
 
+def assert_same_records(workdir: Path, trained) -> None:
+    """Every step saw the records of a run in one go, also a step that was taken again after a kill."""
+    split, tokenizer = open_split(trained.config.data.dir, "train"), Tokenizer.load(workdir / "tokenizer.json")
+    batches = TrainBatches(split, tokenizer, trained.config.data, seed=trained.config.seed)
+    expected = [np.asarray(next(batches).record).tolist() for _ in range(STEPS)]
+    batches.close()
+    found = [json.loads(line) for line in workdir.with_suffix(".records").read_text().splitlines()]
+    assert all(records == expected[step] for step, records in found)
+    assert {step for step, _ in found} == set(range(STEPS))
+    assert len(found) >= STEPS
+
+
 def assert_same_run(workdir: Path, trained) -> None:
+    assert_same_records(workdir, trained)
     assert without_speed(metrics(workdir)) == without_speed(metrics(trained.workdir))
     state = fit(trained.config, workdir)  # finished: reads the last checkpoint
     assert int(state.step) == STEPS
@@ -144,7 +173,11 @@ def test_a_run_stopped_by_sigterm_and_ctrl_c_continues_the_same(trained, start):
     """Also where worker processes read the data for some of the time, and with checkpoints at other steps."""
     for number, step, more in (
         (signal.SIGTERM, 20, []),
-        (signal.SIGINT, 60, ["--config.data.workers=1", "--config.train.checkpoint_every=7"]),
+        (
+            signal.SIGINT,
+            60,
+            ["--config.data.workers=1", "--config.data.prefetch=0", "--config.train.checkpoint_every=7"],
+        ),
     ):
         run = start(*more)
         run.wait_for_step(step)
@@ -270,6 +303,65 @@ def test_a_run_that_never_saved_can_begin_with_another_configuration(trained, tm
     assert load_config(tmp_path / "config.json") == trained.config
 
 
+@pytest.fixture
+def begun(trained, other_data, tmp_path):
+    """Prepares the directory of a run on two data sets, which has a checkpoint from the first call on."""
+    tokenizer = Tokenizer.load(trained.workdir / "tokenizer.json")
+
+    def prepare(folder: Path = other_data, weight: float = 0.5, **fields) -> Path:
+        data = dataclasses.replace(trained.config.data, **{"mixture": ((str(folder), weight),), **fields})
+        workdir = tmp_path / "run"
+        prepare_workdir(workdir, dataclasses.replace(trained.config, data=data), Path(data.dir), tokenizer)
+        (workdir / "checkpoints" / "5").mkdir(parents=True, exist_ok=True)
+        return workdir
+
+    prepare()
+    return prepare
+
+
+def test_the_hashes_of_all_manifests_are_written_down(begun, trained, other_data):
+    manifests = [Path(folder) / "manifest.json" for folder in (trained.config.data.dir, other_data)]
+    expected = [hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests]
+    assert json.loads((begun() / "data_manifests.json").read_text()) == expected
+
+
+def test_a_run_on_several_data_sets_continues_where_they_were_moved_and_with_other_readers(begun, other_data, tmp_path):
+    moved = shutil.copytree(other_data, tmp_path / "moved")
+    workdir = begun(moved, workers=4, prefetch=0)
+    assert load_config(workdir / "config.json").data.mixture == ((str(moved), 0.5),)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"weight": 0.25}, r"config\.data\.mixture must stay .* 0\.5\),\), got .* 0\.25\),\)"),
+        ({"mixture": ()}, r"config\.data\.mixture must stay"),
+        ({"text": "findings"}, r"config\.data\.text must stay"),
+        ({"sentences": "one"}, r"config\.data\.sentences must stay"),
+    ],
+)
+def test_a_run_with_other_weights_or_other_text_is_refused(begun, changed, told):
+    with pytest.raises(InputError, match=told):
+        begun(**changed)
+
+
+def test_a_run_with_another_second_data_set_is_refused(begun, other_data, tmp_path):
+    other = shutil.copytree(other_data, tmp_path / "other")
+    (other / "manifest.json").write_text((other / "manifest.json").read_text() + "\n")
+    with pytest.raises(InputError, match=rf"config\.data\.mixture must hold the data .*manifest\.json in {other}"):
+        begun(other)
+
+
+def test_a_run_begun_before_mixtures_is_held_to_the_manifest_that_it_copied(begun, trained, other_data):
+    workdir = begun()
+    save_config(workdir / "config.json", trained.config)
+    (workdir / "data_manifests.json").unlink()
+    assert begun(mixture=()) == workdir
+    (workdir / "data_manifests.json").unlink()
+    with pytest.raises(InputError, match=r"config\.data\.dir must hold the data"):
+        begun(mixture=(), dir=str(other_data))
+
+
 def test_a_run_directory_that_cannot_be_written_is_refused(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--workdir must be a folder that can be written"):
@@ -281,15 +373,19 @@ def test_a_run_without_a_data_folder_is_refused_with_the_option_that_sets_it(tmp
         fit(Config(), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(trained, tmp_path, capsys):
-    """At this rate the parameters' norm overflows float32 in the second step; the first has rate 0."""
+def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(trained, other_data, tmp_path, capsys):
+    """At this rate the parameters' norm overflows float32 in the second step; the first has rate 0.
+
+    The run is on two data sets of equal weight, so that four records of each are named, with their folder.
+    """
     absurd = ["train.steps=9", "train.checkpoint_every=1", "optim.learning_rate=1e30", "train.keep_checkpoints=9"]
+    absurd.append(f"data.mixture=(('{other_data}',1.0),)")
     call = [*trained.arguments, "--workdir", str(tmp_path), *(f"--config.{field}" for field in absurd)]
     assert main(call) == 1
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plan_jax: ")]
     assert "must be finite" in message
-    assert "at step 2 on records phantom-" in message
-    assert message.count("phantom-") == 8
+    assert f"at step 2 on records {trained.config.data.dir}:phantom-" in message
+    assert message.count(f"{trained.config.data.dir}:phantom-") == message.count(f"{other_data}:phantom-") == 4
     assert "the last good checkpoint is step 1" in message
     assert saved_steps(tmp_path) == [1]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Plan.load(tmp_path).variables))

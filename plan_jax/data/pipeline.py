@@ -1,7 +1,8 @@
-"""ArrayRecord to `Batch`: shuffled, sharded by process, deterministic, resumable (Grain).
+"""ArrayRecord to `Batch`: shuffled, mixed, sharded by process, deterministic, resumable (Grain).
 
 The position of a run is one number, the index of the next sample over all processes; it does not depend on the number
-of workers or processes, so a run may continue with others.
+of workers or processes, so a run may continue with others. What a sample is, random numbers included, depends on the
+seed and that index alone.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from grain.experimental import ElasticIterator
 
 from plan_jax.config import DataConfig
 from plan_jax.data.image import decode_image, letterbox_image
+from plan_jax.data.mixture import Mixture
 from plan_jax.data.processes import follow_main_process
 from plan_jax.data.records import Record, Split
-from plan_jax.data.text import Tokenizer, split_sentences
+from plan_jax.data.step_text import step_text
+from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.types import Batch
 
@@ -24,32 +27,34 @@ READ_AHEAD = 8  # batches that the threads of a process, or of each worker, hold
 
 
 class TrainBatches:
-    """Endless batches of this process's share of a split, reshuffled every epoch.
+    """Endless batches of this process's share of a split or mixture, each data set reshuffled every epoch of its own.
 
-    `state` is what a checkpoint stores; `seek` continues from its position.
+    `state` is what a checkpoint stores; `seek` continues from its position. `process` is (index, count), JAX's own
+    where it is not given. Of every batch, process i has the rows i, i + count, i + 2 * count and so on.
+
+    Raises:
+        InputError: the batch cannot be cut into equal parts, or would hold all of a data set and more.
     """
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, config: DataConfig, *, seed: int):
-        shards, self._workers = jax.process_count(), config.workers
-        if len(split) < config.batch_size or config.batch_size % shards:
-            raise InputError(
-                f"data.batch_size must be a multiple of {shards} (processes) and at most {len(split)} (records), "
-                f"got {config.batch_size}; change data.batch_size"
-            )
-        samples = (
-            grain.MapDataset.source(_Indexed(split))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(_Example(tokenizer, config))
-        )
+    def __init__(
+        self,
+        split: Split | Mixture,
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        *,
+        seed: int,
+        process: tuple[int, int] | None = None,
+    ):
+        index, self._processes = process or (jax.process_index(), jax.process_count())
+        self._workers = config.workers
+        _check_batch_size(split, config.batch_size, self._processes)
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags that only absl's own main would parse
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=config.workers) if config.workers else None
         self._iterator = ElasticIterator(
-            samples,
+            _shuffled(split, seed).random_map(_Example(tokenizer, config)),
             config.batch_size,
-            grain.sharding.ShardOptions(shard_index=jax.process_index(), shard_count=shards),
+            grain.sharding.ShardOptions(shard_index=index, shard_count=self._processes),
             read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD),
             multiprocessing_options=workers,
         )
@@ -64,7 +69,7 @@ class TrainBatches:
     def state(self) -> dict[str, int]:
         """For a checkpoint: the index of the next sample over all processes and epochs, and who is reading."""
         position = self._iterator.get_state()["global_next_index"]
-        return {"position": position, "workers": self._workers, "processes": jax.process_count()}
+        return {"position": position, "workers": self._workers, "processes": self._processes}
 
     def seek(self, position: int) -> None:
         """Continues from a stored position."""
@@ -81,16 +86,40 @@ def load_image(record: Record, size: int) -> np.ndarray:
     return square[..., None]
 
 
-class _Indexed:
-    """A split whose items know their index."""
+def _check_batch_size(split: Split | Mixture, size: int, processes: int) -> None:
+    if len(split) < size or size % processes:
+        raise InputError(
+            f"data.batch_size must be a multiple of {processes} (processes) and at most {len(split)} (records), "
+            f"got {size}; change data.batch_size"
+        )
+    if isinstance(split, Mixture):
+        split.check_batch_size(size)
 
-    def __init__(self, split: Split):
-        self._split = split
+
+def _shuffled(split: Split | Mixture, seed: int) -> grain.MapDataset:
+    """(index, record) without end; of a mixture, every data set in an order of its own and as often as it weighs."""
+    if not isinstance(split, Mixture):
+        return _repeated(split, range(len(split)), seed)
+    seeds = (seed, *map(int, np.random.SeedSequence(seed).generate_state(len(split.ranges) - 1)))
+    sources = [_repeated(split, *each) for each in zip(split.ranges, seeds, strict=True)]
+    return grain.MapDataset.mix(sources, split.weights)
+
+
+def _repeated(split: Split | Mixture, indices: range, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(_Indexed(split, indices)).seed(seed).shuffle().repeat()
+
+
+class _Indexed:
+    """Some records of a split or mixture, each with its index there."""
+
+    def __init__(self, split: Split | Mixture, indices: range):
+        self._split, self._indices = split, indices
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._indices)
 
-    def __getitem__(self, index: int) -> tuple[int, Record]:
+    def __getitem__(self, number: int) -> tuple[int, Record]:
+        index = self._indices[number]
         return index, self._split[index]
 
 
@@ -106,12 +135,11 @@ class _Example(grain.transforms.RandomMap):
 
     def random_map(self, element: tuple[int, Record], rng: np.random.Generator) -> dict[str, np.ndarray]:
         index, record = element
-        text = record.report
-        if self._config.sentences == "shuffled":
-            sentences = split_sentences(text)
-            text = " ".join(sentences[i] for i in rng.permutation(len(sentences)))
         tokens = self._tokenizer.encode(
-            text, max_tokens=self._config.max_tokens, max_words=self._config.max_words, truncate=True
+            step_text(record, self._config, rng),
+            max_tokens=self._config.max_tokens,
+            max_words=self._config.max_words,
+            truncate=True,
         )
         return {
             "image": load_image(record, self._config.image_size),

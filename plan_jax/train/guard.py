@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from plan_jax.checkpoint import Checkpoints
+from plan_jax.data.mixture import Mixture
 from plan_jax.data.records import Split
 from plan_jax.types import Batch
 
@@ -40,7 +41,7 @@ class FiniteGuard:
     Looks one step late, so that the device is never idle for it.
     """
 
-    def __init__(self, split: Split, checkpoints: Checkpoints):
+    def __init__(self, split: Split | Mixture, checkpoints: Checkpoints):
         self._split, self._checkpoints = split, checkpoints
         self._pending: tuple[int, dict[str, jax.Array], Batch] | None = None
 

@@ -11,13 +11,15 @@ from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints, saved_steps
 from plan_jax.config import Config, at_step
+from plan_jax.data.mixture import Mixture, open_training
 from plan_jax.data.pipeline import TrainBatches
-from plan_jax.data.records import Split, open_split
+from plan_jax.data.records import Split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.model import PlanModel
 from plan_jax.train.guard import FiniteGuard, SpeedMeter, StopSignals
 from plan_jax.train.log import MetricsLog
+from plan_jax.train.prefetch import Prefetch
 from plan_jax.train.state import TrainState, create_state, learning_rate, make_optimizer
 from plan_jax.train.step import train_step
 from plan_jax.train.workdir import TOKENIZER, prepare_workdir, record_origins
@@ -41,10 +43,11 @@ def fit(config: Config, workdir: Path) -> TrainState:
     if not config.data.dir:
         raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
     data_dir = Path(config.data.dir).resolve()  # a run is used from any current directory
-    split = open_split(data_dir, "train")
+    mixture = tuple((str(Path(folder).resolve()), weight) for folder, weight in config.data.mixture)
+    data = dataclasses.replace(config.data, dir=str(data_dir), mixture=mixture)
+    split = open_training(data)
     tokenizer = _tokenizer(config, data_dir, workdir)
     text_encoder = dataclasses.replace(config.text_encoder, vocab_size=tokenizer.vocab_size)
-    data = dataclasses.replace(config.data, dir=str(data_dir))
     config = dataclasses.replace(config, data=data, text_encoder=text_encoder)
     batches = TrainBatches(split, tokenizer, config.data, seed=config.seed)
     prepare_workdir(workdir, config, data_dir, tokenizer)
@@ -57,7 +60,8 @@ def fit(config: Config, workdir: Path) -> TrainState:
             state, position = _restore(checkpoints, checkpoints.latest, create_state(config))
             batches.seek(position)
         if int(state.step) < config.train.steps:
-            state = _run(state, batches, split, checkpoints, config=config, workdir=workdir)
+            ahead = Prefetch(batches, ahead=config.data.prefetch)
+            state = _run(state, ahead, split, checkpoints, config=config, workdir=workdir)
     finally:
         batches.close()
         checkpoints.close()
@@ -65,7 +69,7 @@ def fit(config: Config, workdir: Path) -> TrainState:
 
 
 def _tokenizer(config: Config, data_dir: Path, workdir: Path) -> Tokenizer:
-    """The run's own once it has begun, that of the text encoder's published weights, or that of the data."""
+    """The run's own once it has begun, that of the text encoder's published weights, or that of `data.dir`."""
     if config.text_encoder.weights and saved_steps(workdir):
         return Tokenizer.load(workdir / TOKENIZER)
     return starting_tokenizer(config) or Tokenizer.load(data_dir / TOKENIZER)
@@ -81,7 +85,13 @@ def _begin(config: Config, workdir: Path) -> TrainState:
 
 
 def _run(
-    state: TrainState, batches: TrainBatches, split: Split, checkpoints: Checkpoints, *, config: Config, workdir: Path
+    state: TrainState,
+    batches: Prefetch,
+    split: Split | Mixture,
+    checkpoints: Checkpoints,
+    *,
+    config: Config,
+    workdir: Path,
 ) -> TrainState:
     """Steps until the end or a stop signal, and saves where it stands."""
     step, saved = int(state.step), checkpoints.latest
@@ -99,7 +109,7 @@ def _run(
                 values = {name: float(value) for name, value in metrics.items()}
                 values |= {
                     "learning_rate": float(jax.numpy.asarray(learning_rate(config)(step - 1))),
-                    "words_cut": float(np.mean(batch.words_cut)),  # per report, of this step's batch
+                    "words_cut": float(np.mean(np.asarray(batch.words_cut))),  # per report, of this step's batch
                     **meter.read(step),
                 }
                 log.write(step, values)
@@ -115,7 +125,7 @@ def _run(
     return state
 
 
-def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: TrainBatches) -> None:
+def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: Prefetch) -> None:
     checkpoints.save(step, {**_parts(state), "data": batches.state})
 
 

@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from plan_jax.checkpoint import saved_steps
-from plan_jax.config import Config, load_config, save_config
-from plan_jax.data.records import MANIFEST
+from plan_jax.config import Config, load_config, placeless, save_config
+from plan_jax.data.records import MANIFEST, file_hash, manifest_hash
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.weights.pretrained import Origin
 
 TOKENIZER = "tokenizer.json"
+DATA_MANIFEST = "data_manifest.json"  # a copy of that of data.dir
+MANIFEST_HASHES = "data_manifests.json"  # SHA-256 of the manifests of data.dir and of data.mixture, in their order
 
-# Fields that may differ when a run continues: they change what is shown and kept, not what is learned.
-FREE_FIELDS = ("data.dir", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+# Fields that may differ when a run continues: they change what is shown and kept, not what is learned. Folders of the
+# data may be moved; that their content stays the same is told by their manifests.
+FREE_FIELDS = (
+    "data.workers",
+    "data.prefetch",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
 
 
 def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
@@ -25,19 +34,18 @@ def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: To
 
     A run without a checkpoint has nothing to continue and is begun anew.
     """
-    manifest = workdir / "data_manifest.json"
+    folders = [data_dir, *(Path(folder) for folder, _ in config.data.mixture)]
+    hashes = [manifest_hash(folder) for folder in folders]
     if saved_steps(workdir):
-        same = not manifest.is_file() or manifest.read_bytes() == (data_dir / MANIFEST).read_bytes()
-        if not same or not _holds(workdir / TOKENIZER, tokenizer):
-            raise InputError(
-                f"config.data.dir must hold the data with which the run in {workdir} began, got another "
-                f"{TOKENIZER if same else MANIFEST} in {data_dir}; use another --workdir for another run"
-            )
+        _refuse_other_data(workdir, folders, hashes)
+        if not _holds(workdir / TOKENIZER, tokenizer):
+            raise _other_data(workdir, data_dir, TOKENIZER, field="dir")
         _refuse_other_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(workdir / TOKENIZER)
-        shutil.copyfile(data_dir / MANIFEST, manifest)
+        shutil.copyfile(data_dir / MANIFEST, workdir / DATA_MANIFEST)
+        (workdir / MANIFEST_HASHES).write_text(json.dumps(hashes, indent=2) + "\n")
         save_config(workdir / "config.json", config)
     except OSError as error:
         raise InputError(f"--workdir must be a folder that can be written, got {workdir}: {error.strerror}") from error
@@ -56,12 +64,30 @@ def _holds(path: Path, tokenizer: Tokenizer) -> bool:
 
 
 def _refuse_other_run(workdir: Path, config: Config) -> None:
-    for name, before, now in differing_fields(load_config(workdir / "config.json"), config):
+    for name, before, now in differing_fields(placeless(load_config(workdir / "config.json")), placeless(config)):
         if name not in FREE_FIELDS and not name.startswith("evaluation."):
             raise InputError(
                 f"config.{name} must stay as the run in {workdir} began, which is {before!r}, got {now!r}; "
                 "use another --workdir for another run"
             )
+
+
+def _refuse_other_data(workdir: Path, folders: Sequence[Path], hashes: Sequence[str]) -> None:
+    recorded, copied = workdir / MANIFEST_HASHES, workdir / DATA_MANIFEST
+    if recorded.is_file():
+        before = json.loads(recorded.read_text())
+    else:  # begun before mixtures
+        before = [file_hash(copied)] if copied.is_file() else hashes
+    for number, (old, new) in enumerate(zip(before, hashes, strict=False)):  # their count is told by data.mixture
+        if old != new:
+            raise _other_data(workdir, folders[number], MANIFEST, field="mixture" if number else "dir")
+
+
+def _other_data(workdir: Path, folder: Path, file: str, *, field: str) -> InputError:
+    return InputError(
+        f"config.data.{field} must hold the data with which the run in {workdir} began, got another "
+        f"{file} in {folder}; use another --workdir for another run"
+    )
 
 
 def differing_fields(before: Any, now: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
