@@ -18,7 +18,7 @@ class Batch:
         word_ids: index of the word a piece belongs to, -1 for special pieces, punctuation and padding.
         token_mask: True where a piece is real.
         sentence_ids: index of the sentence a piece belongs to, -1 for padding.
-        record: index of the record in its split, so that an error can name it.
+        record: index of the record in its split, or in the concatenation of a mixture's, so that an error can name it.
         words_cut: how many words of the report did not fit.
     """
 

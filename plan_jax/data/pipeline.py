@@ -118,9 +118,9 @@ class _Indexed:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, number: int) -> tuple[int, Record]:
-        index = self._indices[number]
-        return index, self._split[index]
+    def __getitem__(self, index: int) -> tuple[int, Record]:
+        there = self._indices[index]
+        return there, self._split[there]
 
 
 class _Example(grain.transforms.RandomMap):
