@@ -13,6 +13,7 @@ def get_config(level: str = "easy"):
     config = default_config()
     config.data.level = level
     config.data.image_size = 96 if level == "realistic" else 64
+    config.data.crop = 1.0  # findings reach the border
     config.data.batch_size = 32
     config.data.max_tokens = 48
     config.data.max_words = 40

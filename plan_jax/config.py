@@ -21,7 +21,11 @@ from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")  # every other whole number is a size
-SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout")  # numbers from 0 to 1
+# Numbers from 0 to 1.
+SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout", "crop", "scale")
+MOST = dict.fromkeys(SHARES, 1.0) | {"rotation": 45.0}  # further round, left would become right
+# What was done by runs whose config.json lacks a field, where the field's default is something else.
+BEFORE_THE_FIELD = {"data": {"crop": 1.0}}
 Source = tuple[str, float]  # a folder that build wrote, and how often it is drawn from, relative to the others
 Rule = tuple[str, float, float]  # pattern of a parameter's path, factor of its learning rate, of its weight decay
 
@@ -39,6 +43,8 @@ class DataConfig:
     level: str = _choice("easy", "easy", "cooc", "realistic")  # of the phantom that `ablate` builds where dir is empty
     batch_size: int = 32  # global, over all processes
     image_size: int = 224  # side of the square input in pixels (GLoRIA, MGCA)
+    crop: float = 0.875  # share of the loaded square's side that the model sees: 224 of 256 (GLoRIA, MGCA); 1 is all
+    fit_side: str = _choice("long", "long", "short")  # of an image, that fills the loaded square; short: BioViL
     max_tokens: int = 128  # T: word pieces per report, special pieces included
     max_words: int = 97  # L: words per report
     # of a report, what training reads: this section, or the whole report where it is missing or has no sentence [ours]
@@ -47,6 +53,19 @@ class DataConfig:
     sentences: str = _choice("shuffled", "all", "shuffled", "one", "some")
     workers: int = 0  # Grain worker processes; 0 reads in threads of the main process
     prefetch: int = 2  # batches on their way to the device ahead of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """How much training images are changed beside the random crop of `data.crop` (`plan_jax.augment`); 0 is not at all.
+
+    There is no mirroring: left and right are words of the reports. Off by default [ours: none of it was measured].
+    """
+
+    scale: float = 0.0  # enlarged by a factor from 1 / (1 + scale) to 1 + scale, its logarithm uniform
+    rotation: float = 0.0  # turned by at most so many degrees either way; needs a gather, slow on a TPU
+    gain: float = 0.0  # gray levels times a factor, drawn as that of scale, and cut at 255
+    gamma: float = 0.0  # gray levels, as shares of 255, to the power of a factor that is drawn so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +206,7 @@ class Config:
 
     seed: int = 0
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     alignment: AlignmentConfig = AlignmentConfig()
@@ -256,6 +276,9 @@ def load_config(path: Path) -> Config:
         values = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be JSON, got {error}; restore the file that training wrote") from error
+    for group, fields in BEFORE_THE_FIELD.items():
+        if isinstance(values, dict) and isinstance(values.get(group), dict):
+            values[group] = fields | values[group]
     return _build(Config, values, str(path))
 
 
@@ -341,10 +364,11 @@ def _check_range(name: str, value: typing.Any, where: str) -> None:
         if value < lowest:
             raise InputError(f"{where} must be at least {lowest}, got {value}; raise it")
     elif type(value) is float:
-        divides, share = name.endswith("temperature"), name in SHARES
-        if not math.isfinite(value) or value < 0 or (divides and value == 0) or (share and value > 1):
-            bound = "above 0" if divides else "from 0 to 1" if share else "at least 0"
-            raise InputError(f"{where} must be finite and {bound}, got {value}; change it")
+        divides, most = name.endswith("temperature") or name == "crop", MOST.get(name, math.inf)
+        if not math.isfinite(value) or value < 0 or (divides and value == 0) or value > most:
+            bound = "above 0" if divides else "at least 0"
+            end = f" and at most {most:g}" if name in MOST else ""
+            raise InputError(f"{where} must be finite, {bound}{end}, got {value}; change it")
     elif name == "early_temperatures":
         if any(type(each) is not float or not math.isfinite(each) or each <= 0 for each in value):
             raise InputError(f"{where} must be numbers above 0, got {value}; write it as (0.5,0.25) or ()")

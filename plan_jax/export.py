@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from plan_jax.config import TextEncoderConfig, save_config
 from plan_jax.encoders.bert import TOKEN_TYPES
 from plan_jax.errors import InputError
+from plan_jax.geometry import loaded_side
 from plan_jax.inference import Plan, grounding_maps
 from plan_jax.model import GRAY_MEAN, GRAY_STD, PlanModel
 from plan_jax.weights import own
@@ -49,15 +50,16 @@ def export(workdir: Path, to: str, out: Path) -> Written:
 
 def _image_encoder(plan: Plan, out: Path) -> Written:
     """model.safetensors by torchvision's names, and how images must be prepared."""
-    encoder, size = plan.config.image_encoder, plan.config.data.image_size
+    encoder, data = plan.config.image_encoder, plan.config.data
     links, _, _ = links_of(plan.config, "image_encoder")
     tensors = give(links, part_of(plan.variables, "image_encoder"))
     if encoder.kind == "vit":
         tensors = {torchvision_name(name): value for name, value in tensors.items()}
     write_tensors(out / own.FILE, tensors)
     preparation = {
-        "size": size,
-        "resize": "long side to size (area), centred on zeros",
+        "size": data.image_size,
+        "resize": f"{data.fit_side} side to {loaded_side(data.image_size, data.crop)} (area), centred on zeros",
+        "crop": "the middle, of size",
         "channels": encoder.channels,
         "values": "gray levels divided by 255, less mean, divided by std; the same in every channel",
         "mean": GRAY_MEAN,

@@ -10,10 +10,22 @@ from jaxtyping import Float
 
 from plan_jax.errors import InputError
 
+FITS = {"long": max, "short": min}  # which side of an image fills the square
+
+
+def loaded_side(size: int, crop: float) -> int:
+    """Side in pixels of the square that is loaded where the model sees `size` of it, the share `crop` of its side."""
+    if not 0 < crop <= 1:
+        raise InputError(f"crop must be above 0 and at most 1, got {crop}; 1 shows all that is loaded")
+    return round(size / crop)
+
 
 @dataclass(frozen=True)
 class Letterbox:
     """How an image was put into a square: x_model = x * scale_x + left, y_model = y * scale_y + top.
+
+    Training loads a square of the side `loaded_side` and shows the model a part of it, drawn at random; everywhere else
+    the model sees the part in the middle, at the same scale.
 
     Attributes:
         height, width: of the original image, in pixels.
@@ -32,23 +44,30 @@ class Letterbox:
     left: int
 
     @classmethod
-    def fit(cls, height: int, width: int, size: int) -> "Letterbox":
-        """The whole image, its long side scaled to `size`, its aspect kept, centred between zeros."""
+    def fit(cls, height: int, width: int, size: int, *, crop: float = 1.0, fit: str = "long") -> "Letterbox":
+        """The middle of a square of side `loaded_side(size, crop)` that holds the image, centred, its aspect kept.
+
+        Its long side is scaled to that side and zeros fill the rest; or, where `fit` is "short", its short side is and
+        what is left of the long one lies outside. With `crop` = 1 the model sees the whole square.
+        """
+        if fit not in FITS:
+            raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}; choose one of them")
         if min(height, width, size) < 1:
             raise InputError(
                 f"height, width and size must be at least 1, got {height}, {width}, {size}; give sizes in pixels"
             )
-        long_side = max(height, width)
-        content_height = max(1, round(height * size / long_side))
-        content_width = max(1, round(width * size / long_side))
+        side, filled = loaded_side(size, crop), FITS[fit](height, width)
+        content_height = max(1, round(height * side / filled))
+        content_width = max(1, round(width * side / filled))
+        margin = (side - size) // 2
         return cls(
             height=height,
             width=width,
             size=size,
             content_height=content_height,
             content_width=content_width,
-            top=(size - content_height) // 2,
-            left=(size - content_width) // 2,
+            top=(side - content_height) // 2 - margin,
+            left=(side - content_width) // 2 - margin,
         )
 
     @property

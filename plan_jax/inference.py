@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from plan_jax.alignment.reference import clean_map, compete, grounding_map, soft_regions
 from plan_jax.checkpoint import latest_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config
-from plan_jax.data.image import letterbox_image, read_image
+from plan_jax.data.image import model_input, read_image
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.losses import image_text_score
@@ -99,7 +99,7 @@ class Plan:
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
         """How well every phrase, as it is, fits every image: [I R], a weighted sum of global and local similarity."""
         _refuse_none(images)
-        squares = np.stack([letterbox_image(_gray(image), self.config.data.image_size)[0] for image in images])
+        squares = np.stack([model_input(_gray(image), self.config.data)[0] for image in images])
         return self.score(self.encode_images(squares[..., None]), self.encode_texts(phrases))
 
     def ground(self, image: Image, phrase: str, *, against: Sequence[str] = ()) -> GroundingMap:
@@ -115,7 +115,7 @@ class Plan:
         """
         texts = self.encode_phrases([phrase])
         gray = _gray(image)
-        square, letterbox = letterbox_image(gray, self.config.data.image_size)
+        square, letterbox = model_input(gray, self.config.data)
         features = self.encode_images(square[None, ..., None])
         maps, importance = self.ground_features(features, texts)
         if against:
@@ -141,7 +141,7 @@ class Plan:
         if not tokens.words:
             raise InputError("text must contain a word, got none; write at least one letter or digit")
         gray = _gray(image)
-        square, letterbox = letterbox_image(gray, self.config.data.image_size)
+        square, letterbox = model_input(gray, self.config.data)
         features = self.encode_images(square[None, ..., None])
         maps, importance = _ground_words(features, self.encode_texts([text], truncate=True), config=self.config)
         count = len(tokens.words)

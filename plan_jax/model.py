@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from plan_jax.alignment.reference import normalize
 from plan_jax.config import Config
@@ -47,7 +47,7 @@ class PlanModel(nn.Module):
         texts = (batch.token_ids, batch.word_ids, batch.token_mask, batch.sentence_ids)
         return images, self.encode_text(*texts, train=train)
 
-    def encode_image(self, image: UInt8[Array, "I H W 1"], *, train: bool = False) -> ImageFeatures:
+    def encode_image(self, image: Num[Array, "I H W 1"], *, train: bool = False) -> ImageFeatures:
         """Patch features u_n = normalize(g(v_n)) of the local map, and the mean of the last map, projected."""
         local, last = self._maps(image, train=train)
         count, height, width, channels = local.shape
@@ -55,11 +55,11 @@ class PlanModel(nn.Module):
         pooled = self.image_projection(last.mean(axis=(1, 2)))
         return ImageFeatures(pooled=normalize(pooled), patch=normalize(patch), grid=(height, width))
 
-    def global_cells(self, image: UInt8[Array, "I H W 1"]) -> Float[Array, "I h w D"]:
+    def global_cells(self, image: Num[Array, "I H W 1"]) -> Float[Array, "I h w D"]:
         """The last map's cells, projected: their mean is the global feature before it is normalised."""
         return self.image_projection(self._maps(image, train=False)[1])
 
-    def _maps(self, image: UInt8[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
+    def _maps(self, image: Num[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
         """The local and the last map of the image encoder [I h w C], in float32.
 
         Raises:

@@ -5,7 +5,7 @@ Shape letters are those of the method (see `plan_jax.alignment.reference`): I im
 """
 
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 
 
 @struct.dataclass
@@ -13,7 +13,7 @@ class Batch:
     """What the data pipeline hands to the model, and the only thing it hands over.
 
     Attributes:
-        image: gray levels 0-255, one channel.
+        image: gray levels 0-255, one channel: bytes as loaded, of which training makes a view (`plan_jax.augment`).
         token_ids: word pieces, padded.
         word_ids: index of the word a piece belongs to, -1 for special pieces, punctuation and padding.
         token_mask: True where a piece is real.
@@ -22,7 +22,7 @@ class Batch:
         words_cut: how many words of the report did not fit.
     """
 
-    image: UInt8[Array, "B H W 1"]
+    image: Num[Array, "B H W 1"]
     token_ids: Int[Array, "B T"]
     word_ids: Int[Array, "B T"]
     token_mask: Bool[Array, "B T"]

@@ -28,6 +28,7 @@ from plan_jax.benchmark.bench import (
     score_probe,
     split_indices,
 )
+from plan_jax.config import DataConfig
 from plan_jax.config_file import read_config
 from plan_jax.data.phantom import LEVELS, make_phantom, patient_of
 from plan_jax.encoders.resnet import receptive_field
@@ -36,6 +37,7 @@ from plan_jax.geometry import Letterbox
 from plan_jax.model import initial_variables
 from plan_jax.tables import render
 
+WHOLE = DataConfig(image_size=64, crop=1.0)
 SMALL = ("--config.image_encoder.width=8", "--config.alignment.dim=16")
 KEYS = {"level", "class", "presence_auroc", "confused_with", "confused_auroc", "findings", "pointing", "cnr_signed"}
 KEYS |= {"ceiling_pointing", "ceiling_cnr_signed", "images", "held_out", "steps", "receptive_field", "grid"}
@@ -85,7 +87,7 @@ def test_every_level_has_its_own_configuration_and_quick_means_less(monkeypatch,
 
 
 def test_larger_originals_are_seen_at_the_size_of_the_model_and_scored_at_their_own():
-    phantoms = read_phantoms("realistic", range(4), seed=0, size=64, grid=(16, 16))
+    phantoms = read_phantoms("realistic", range(4), seed=0, data=WHOLE, grid=(16, 16))
     assert phantoms.image.shape == (4, 64, 64, 1)
     assert (phantoms.letterbox.height, phantoms.letterbox.width, phantoms.letterbox.size) == (96, 96, 64)
     for image, column, box in phantoms.findings:
@@ -107,7 +109,7 @@ def test_no_patient_is_on_both_sides(images):
 
 
 def test_the_target_of_a_cell_is_the_share_that_the_mask_covers():
-    phantoms = read_phantoms("easy", range(6), seed=3, size=64, grid=(16, 16))
+    phantoms = read_phantoms("easy", range(6), seed=3, data=WHOLE, grid=(16, 16))
     assert phantoms.image.shape == (6, 64, 64, 1)
     for index in range(6):
         scene = make_phantom(3, index, level="easy").scene
@@ -221,7 +223,9 @@ def test_what_the_masks_show_is_learnt(config):
     encoder = encoder_of(config)
     model = Probe(encoder, dim=16, classes=8)
     column = LEVELS["easy"][1].index("bulla")
-    train, held_out = (read_phantoms("easy", indices, seed=0, size=64, grid=(16, 16)) for indices in split_indices(600))
+    train, held_out = (
+        read_phantoms("easy", indices, seed=0, data=WHOLE, grid=(16, 16)) for indices in split_indices(600)
+    )
     found = {}
     for steps in (0, 60):
         state = fit_probe(model, train, steps=steps, seed=0, name="easy")

@@ -403,12 +403,14 @@ def rows(tiny):
     return list(rows_of([parse_topology("cpu:4")], ("alignment", "step"), tiny))
 
 
-def test_the_shapes_of_a_batch_are_those_of_the_pipeline(tiny, phantom_data):
+@pytest.mark.parametrize("crop", [1.0, 0.8])
+def test_the_shapes_of_a_batch_are_those_of_the_pipeline(crop, tiny, phantom_data):
     from plan_jax.data.pipeline import TrainBatches
     from plan_jax.data.records import open_split
     from plan_jax.data.text import Tokenizer
 
     tokenizer = Tokenizer.load(phantom_data / "tokenizer.json")
+    tiny = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, crop=crop))
     batches = TrainBatches(open_split(phantom_data, "train"), tokenizer, tiny.data, seed=0)
     made = next(batches)
     batches.close()

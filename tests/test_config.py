@@ -183,6 +183,11 @@ def test_an_argument_that_is_no_override_is_refused_by_name(argument):
         ("optim.weight_decay=-0.1", "at least 0"),
         ("loss.local_temperature=0", "above 0"),
         ("alignment.region_temperature=0.0", "above 0"),
+        ("data.crop=0", "above 0 and at most 1"),
+        ("data.crop=1.5", "above 0 and at most 1"),
+        ("augment.scale=1.5", "at least 0 and at most 1"),
+        ("augment.rotation=90", "at least 0 and at most 45"),
+        ("augment.gain=-0.1", "at least 0"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_with_field_and_bound(override, bound):
@@ -248,6 +253,11 @@ def test_a_saved_config_is_read_back_equal(tmp_path):
 def test_a_field_that_a_saved_config_lacks_has_its_default(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 5}')
     assert load_config(tmp_path / "config.json") == dataclasses.replace(Config(), seed=5)
+
+
+def test_a_run_saved_before_images_were_cropped_goes_on_without_a_crop(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"image_size": 64}}')
+    assert load_config(tmp_path / "config.json").data == dataclasses.replace(Config().data, image_size=64, crop=1.0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from plan_jax.data.image import decode_image, encode_png, letterbox_image, read_image, shrink_image
+from plan_jax.config import DataConfig
+from plan_jax.data.image import decode_image, encode_png, letterbox_image, model_input, read_image, shrink_image
 from plan_jax.errors import InputError
 
 GRADIENT = np.add.outer(np.arange(16) * 4, np.arange(24) * 7).astype(np.uint8)  # 16 high, 24 wide, 0 to 221
@@ -471,6 +472,24 @@ def test_the_letterbox_tells_where_the_pixels_are(shape):
     x0, y0, x1, y1 = box.boxes_to_model(np.array([0, 0, shape[1], shape[0]])).round().astype(int)
     assert (square[y0:y1, x0:x1] == 200).all()
     assert square.sum() == 200 * (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.parametrize("fit", ["long", "short"])
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (97, 61), (64, 64)])
+def test_what_the_model_sees_is_the_middle_of_what_training_loads(shape, fit):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for size, crop in ((56, 0.875), (33, 0.7), (20, 1.0)):
+        side = round(size / crop)
+        loaded, _ = letterbox_image(image, side, fit=fit)
+        seen, box = model_input(image, DataConfig(image_size=size, crop=crop, fit_side=fit))
+        first = (side - size) // 2
+        np.testing.assert_array_equal(seen, loaded[first : first + size, first : first + size])
+        assert box.size == size
+
+
+def test_an_image_much_too_long_to_be_enlarged_by_its_short_side_is_refused():
+    with pytest.raises(InputError, match=r"sides of 1 to 65535 .* short side"):
+        letterbox_image(np.zeros((1, 3000), np.uint8), 64, fit="short")
 
 
 def test_an_image_of_the_right_size_is_copied_as_it_is():

@@ -186,3 +186,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, trained):
     shutil.copytree(trained.workdir / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         Plan.load(tmp_path)
+
+
+def test_with_a_crop_the_model_sees_the_middle_and_the_rest_of_the_map_is_background(plan):
+    """Of 64 x 64 pixels loaded as they are, a model of 32 px sees the middle, as an image of its own would be seen."""
+    config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, crop=0.5))
+    image, middle = picture(64, 64), np.s_[16:48, 16:48]
+    found = dataclasses.replace(plan, config=config).ground(image, PHRASES[0])
+    alone = plan.ground(np.ascontiguousarray(image[middle]), PHRASES[0])
+    np.testing.assert_allclose(found.map[middle], alone.map, atol=1e-6)
+    assert found.score == pytest.approx(alone.score, abs=1e-5)
+    around = np.ones((64, 64), bool)
+    around[middle] = False
+    assert (found.map[around] == found.map.min()).all()
+    assert np.ptp(alone.map) > 0

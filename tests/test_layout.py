@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "types", "config", "config_file"},
     {"geometry", "metrics", "bootstrap"},
     {"alignment"},
-    {"losses"},
+    {"losses", "augment"},
     {"encoders", "data"},
     {"model"},
     {"sharding", "checkpoint", "weights"},

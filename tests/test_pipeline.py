@@ -16,7 +16,7 @@ from plan_jax.errors import InputError
 
 # The train split has 132 records: 11 batches of 12 are an epoch.
 EPOCH = 11
-SMALL = DataConfig(batch_size=12, image_size=48, max_tokens=80, max_words=64)
+SMALL = DataConfig(batch_size=12, image_size=48, crop=1.0, max_tokens=80, max_words=64)
 
 
 class Records(list):
@@ -116,6 +116,15 @@ def test_a_row_holds_the_image_and_the_report_of_its_record(batches, split, toke
         expected, _ = letterbox_image(decode_image(record.image, name=record.key), 48)
         np.testing.assert_array_equal(batch["image"][row, ..., 0], expected)
         assert decoded(batch, row, tokenizer) == words_of(record.report)
+
+
+@pytest.mark.parametrize("fit", ["long", "short"])
+def test_the_square_that_is_loaded_is_larger_than_what_the_model_sees_by_the_crop(fit, batches, split):
+    (batch,) = take(batches(crop=0.75, fit_side=fit), 1)
+    for image, index in zip(batch["image"], batch["record"], strict=True):
+        record = split[int(index)]
+        expected, _ = letterbox_image(decode_image(record.image, name=record.key), 64, fit=fit)
+        np.testing.assert_array_equal(image[..., 0], expected)
 
 
 def test_the_same_seed_gives_the_same_batches(batches):

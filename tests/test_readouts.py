@@ -11,6 +11,7 @@ from plan_jax.data.image import decode_image, letterbox_image
 from plan_jax.data.records import open_split
 from plan_jax.evaluation.grounding import queries
 from plan_jax.evaluation.readouts import Query, Readouts, covered, swap_sides
+from plan_jax.geometry import Letterbox
 from plan_jax.inference import Plan
 
 CLASSES = ("bulla", "cavity", "nodule")
@@ -119,7 +120,7 @@ def test_a_phrase_grounded_against_others_gives_way_to_their_maps(plan, batch):
 def test_the_ceiling_is_the_share_of_each_cell_that_the_truth_covers():
     truth = np.zeros((8, 8), bool)
     truth[0:4, 0:6] = True  # of four cells of 4 px: one whole, one half
-    np.testing.assert_allclose(covered(truth, (2, 2), size=8), [[1, 0.5], [0, 0]])
+    np.testing.assert_allclose(covered(truth, (2, 2), Letterbox.fit(8, 8, 8)), [[1, 0.5], [0, 0]])
 
 
 def test_other_findings_are_those_of_another_category_in_the_same_image(batch):

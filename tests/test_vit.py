@@ -267,7 +267,7 @@ def test_a_config_that_cannot_work_says_what_to_change(change, size, words):
 # The model around it.
 
 MODEL_CONFIG = Config(
-    data=DataConfig(image_size=16, max_tokens=6, max_words=4, batch_size=3),
+    data=DataConfig(image_size=16, crop=1.0, max_tokens=6, max_words=4, batch_size=3),
     image_encoder=TINY,
     text_encoder=TextEncoderConfig(
         vocab_size=30, hidden=8, layers=1, heads=2, intermediate=16, max_positions=16, dropout=0.0

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from plan_jax.config import Config, ImageEncoderConfig, OptimConfig, TrainConfig
-from plan_jax.data.image import letterbox_image
+from plan_jax.config import Config, DataConfig, ImageEncoderConfig, OptimConfig, TrainConfig
+from plan_jax.data.image import model_input
 from plan_jax.data.phantom import LEVELS, make_phantom
 from plan_jax.encoders.resnet import ResNet, receptive_field
 from plan_jax.errors import InputError
@@ -69,11 +69,11 @@ def probe(level: str, config: Config, *, images: int, steps: int, seed: int) -> 
     """
     if level not in LEVELS:
         raise InputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}; choose one of them")
-    classes, size, encoder = LEVELS[level][1], config.data.image_size, encoder_of(config)
+    classes, encoder = LEVELS[level][1], encoder_of(config)
     model = Probe(encoder, dim=config.alignment.dim, classes=len(classes))
-    grid = _grid(model, size)
+    grid = _grid(model, config.data.image_size)
     train, held_out = (
-        read_phantoms(level, progress(indices, f"{level}: {name}", "image"), seed=seed, size=size, grid=grid)
+        read_phantoms(level, progress(indices, f"{level}: {name}", "image"), seed=seed, data=config.data, grid=grid)
         for indices, name in zip(split_indices(images), ("images", "held out"), strict=True)
     )
     state = fit_probe(model, train, steps=steps, seed=seed, name=level)
@@ -109,18 +109,21 @@ def split_indices(images: int) -> tuple[range, range]:
     return range(images), range(first, first + max(1, round(HELD_OUT * images)))
 
 
-def read_phantoms(level: str, indices: Iterable[int], *, seed: int, size: int, grid: tuple[int, int]) -> Phantoms:
-    """Makes the phantoms of a level, in the geometry of training."""
+def read_phantoms(
+    level: str, indices: Iterable[int], *, seed: int, data: DataConfig, grid: tuple[int, int]
+) -> Phantoms:
+    """Makes the phantoms of a level, as the model sees them."""
     classes = LEVELS[level][1]
     images, shares, findings = [], [], []
     for number, index in enumerate(indices):
         scene = make_phantom(seed, index, level=level).scene
+        square, letterbox = model_input(scene.image, data)
         share = np.zeros((*grid, len(classes)), np.float32)
         for finding in scene.findings:
             column = classes.index(finding.category)
-            share[..., column] = covered(finding.mask, grid, size=size)
+            share[..., column] = covered(finding.mask, grid, letterbox)
             findings.append((number, column, finding.boxes))
-        images.append(letterbox_image(scene.image, size))
+        images.append((square, letterbox))
         shares.append(share)
     squares, letterboxes = zip(*images, strict=True)
     return Phantoms(np.stack(squares)[..., None], np.stack(shares), tuple(findings), letterboxes[0])
@@ -258,7 +261,7 @@ def score_probe(logits: Float[np.ndarray, "I h w C"], phantoms: Phantoms, *, cla
 
 def _map_scores(logits: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "H W"], letterbox: Letterbox) -> tuple:
     """MAP_SCORES of one finding."""
-    best = covered(truth, logits.shape, size=letterbox.size)
+    best = covered(truth, logits.shape, letterbox)
     maps = [letterbox.map_to_original(grid_map) for grid_map in (logits, best)]
     return tuple(metric(full, truth) for full in maps for metric in (pointing, cnr))
 

@@ -1,5 +1,6 @@
 """What is compiled: the losses alone, and a whole training step, from shapes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from plan_jax.augment import augment
 from plan_jax.config import Config
+from plan_jax.geometry import loaded_side
 from plan_jax.losses import plan_loss
 from plan_jax.model import PlanModel
 from plan_jax.sharding import check_batch, over_data, placed, replicated
@@ -43,8 +46,9 @@ def batch_shapes(config: Config) -> Batch:
     """The shapes of a global batch, as the data pipeline makes them."""
     data = config.data
     size, text = data.batch_size, (data.batch_size, data.max_tokens)
+    side = loaded_side(data.image_size, data.crop)
     return Batch(
-        image=_shape((size, data.image_size, data.image_size, 1), jnp.uint8),
+        image=_shape((size, side, side, 1), jnp.uint8),
         token_ids=_shape(text, jnp.int32),
         word_ids=_shape(text, jnp.int32),
         token_mask=_shape(text, jnp.bool_),
@@ -64,7 +68,8 @@ def _variables(config: Config) -> Any:
 
 
 def _features(config: Config, variables: Any, batch: Batch) -> Any:
-    return PlanModel(config).apply(variables, batch, train=False)
+    seen = dataclasses.replace(batch, image=augment(batch.image, 0, config=config))
+    return PlanModel(config).apply(variables, seen, train=False)
 
 
 def _loss(images: ImageFeatures, texts: TextFeatures, mask: Array, config: Config) -> tuple[Array, dict[str, Array]]:

@@ -23,6 +23,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
+from plan_jax.config import DataConfig
 from plan_jax.data.frame_header import frame_size
 from plan_jax.data.png_stream import SIGNATURE as PNG
 from plan_jax.data.png_stream import ordered_png, png_sides
@@ -103,14 +104,37 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W"]) -> bytes:
     return data.tobytes()
 
 
-def letterbox_image(image: UInt8[np.ndarray, "H W"], size: int) -> tuple[UInt8[np.ndarray, "size size"], Letterbox]:
-    """The whole image in a square of side `size`, centred between zeros, and where its pixels went."""
+def model_input(
+    image: UInt8[np.ndarray, "H W"], config: DataConfig
+) -> tuple[UInt8[np.ndarray, "size size"], Letterbox]:
+    """What the model sees of an image everywhere but in training, and where its pixels went."""
+    return letterbox_image(image, config.image_size, crop=config.crop, fit=config.fit_side)
+
+
+def letterbox_image(
+    image: UInt8[np.ndarray, "H W"], size: int, *, crop: float = 1.0, fit: str = "long"
+) -> tuple[UInt8[np.ndarray, "size size"], Letterbox]:
+    """The image in a square of side `size` as `Letterbox.fit` says, and where its pixels went."""
     height, width = _checked_gray(image).shape
-    box = Letterbox.fit(height, width, size)
-    square = np.zeros((size, size), np.uint8)
-    content = _resize(image, box.content_height, box.content_width)
-    square[box.top : box.top + box.content_height, box.left : box.left + box.content_width] = content
-    return square, box
+    box = Letterbox.fit(height, width, size, crop=crop, fit=fit)
+    return put_image(image, box), box
+
+
+def put_image(image: UInt8[np.ndarray, "H W"], box: Letterbox) -> UInt8[np.ndarray, "size size"]:
+    """The image where the box says, with zeros around it; what lies outside the square is cut off."""
+    _check_size(box.content_height, box.content_width, "the square that it must fill with its short side")
+    content = _resize(_checked_gray(image), box.content_height, box.content_width)
+    rows, content_rows = _overlap(box.top, box.content_height, box.size)
+    columns, content_columns = _overlap(box.left, box.content_width, box.size)
+    square = np.zeros((box.size, box.size), np.uint8)
+    square[rows, columns] = content[content_rows, content_columns]
+    return square
+
+
+def _overlap(start: int, length: int, size: int) -> tuple[slice, slice]:
+    """What of `length` pixels from `start` on lies within 0 to `size`: there, and counted from their own first."""
+    first, end = max(start, 0), min(start + length, size)
+    return slice(first, end), slice(first - start, end - start)
 
 
 def shrink_image(image: Shaped[np.ndarray, "H W"], *, long_side: int) -> Shaped[np.ndarray, "h w"]:

@@ -21,6 +21,7 @@ from plan_jax.data.records import Record, Split
 from plan_jax.data.step_text import step_text
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
+from plan_jax.geometry import loaded_side
 from plan_jax.types import Batch
 
 READ_AHEAD = 8  # batches that the threads of a process, or of each worker, hold ready
@@ -80,9 +81,10 @@ class TrainBatches:
         self._iterator.close()
 
 
-def load_image(record: Record, size: int) -> np.ndarray:
-    """A record's image in the model's square: [size size 1] uint8."""
-    square, _ = letterbox_image(decode_image(record.image, name=record.key), size)
+def load_image(record: Record, config: DataConfig) -> np.ndarray:
+    """A record's image in the square of which training crops what the model sees: [S S 1] uint8, S = `loaded_side`."""
+    side = loaded_side(config.image_size, config.crop)
+    square, _ = letterbox_image(decode_image(record.image, name=record.key), side, fit=config.fit_side)
     return square[..., None]
 
 
@@ -142,7 +144,7 @@ class _Example(grain.transforms.RandomMap):
             truncate=True,
         )
         return {
-            "image": load_image(record, self._config.image_size),
+            "image": load_image(record, self._config),
             "token_ids": tokens.token_ids,
             "word_ids": tokens.word_ids,
             "token_mask": tokens.token_mask,

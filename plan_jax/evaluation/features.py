@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from plan_jax.data.image import decode_image, letterbox_image
+from plan_jax.data.image import decode_image, model_input
 from plan_jax.data.records import Split
 from plan_jax.evaluation.progress import in_chunks, progress
 from plan_jax.inference import Plan
@@ -31,12 +31,11 @@ class SplitImages:
 
 def encode_split(plan: Plan, split: Split, task: str) -> SplitImages:
     """Encodes every image of a split in batches, with a progress bar named `task`."""
-    size = plan.config.data.image_size
     parts, reports, labels, patients = [], [], [], []
     indices = progress(range(len(split)), f"{task} ({split.name})", "image")
     for chunk in in_chunks(indices, plan.config.evaluation.batch_size):
         records = [split[index] for index in chunk]
-        squares = [letterbox_image(decode_image(record.image, name=record.key), size)[0] for record in records]
+        squares = [model_input(decode_image(record.image, name=record.key), plan.config.data)[0] for record in records]
         parts.append(jax.device_get(plan.encode_images(np.stack(squares)[..., None])))
         reports += [record.report for record in records]
         labels += [record.labels for record in records]

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from plan_jax.alignment.reference import clean_map, compete
-from plan_jax.data.image import letterbox_image
+from plan_jax.data.image import model_input, put_image
 from plan_jax.data.records import Phrase
 from plan_jax.evaluation.priors import resize_map
 from plan_jax.evaluation.prompts import prompts_of
+from plan_jax.geometry import Letterbox
 from plan_jax.inference import Plan
 from plan_jax.types import ImageFeatures
 
@@ -70,12 +71,12 @@ class Readouts:
         place = {record: index for index, record in enumerate(first)}
         of_query = np.array([place[query.record] for query in batch])
         squares, letterboxes = zip(
-            *(letterbox_image(query.image, self._plan.config.data.image_size) for query in first.values()), strict=True
+            *(model_input(query.image, self._plan.config.data) for query in first.values()), strict=True
         )
         found = self._grid_maps(np.stack(squares)[..., None], of_query, [query.phrase for query in batch])
         cells = found["trained"].shape[1:]
         found["grid_ceiling"] = np.stack(
-            [covered(query.truth, cells, size=self._plan.config.data.image_size) for query in batch]
+            [covered(batch[q].truth, cells, letterboxes[image]) for q, image in enumerate(of_query)]
         )
         return {
             name: [letterboxes[of_query[q]].map_to_original(grid) for q, grid in enumerate(maps)]
@@ -121,9 +122,9 @@ class Readouts:
         )
 
 
-def covered(truth: Bool[np.ndarray, "H W"], grid: tuple[int, int], *, size: int) -> Float[np.ndarray, "h w"]:
-    """The share of each cell that the true region covers, for an image letterboxed into `size` pixels."""
-    square, _ = letterbox_image(truth.astype(np.uint8) * 255, size)
+def covered(truth: Bool[np.ndarray, "H W"], grid: tuple[int, int], letterbox: Letterbox) -> Float[np.ndarray, "h w"]:
+    """The share of each cell that the true region covers, for an image that lies as the letterbox says."""
+    square = put_image(truth.astype(np.uint8) * 255, letterbox)
     return resize_map(square.astype(np.float32) / 255, grid)
 
 

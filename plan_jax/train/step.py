@@ -1,11 +1,13 @@
 """One step of pretraining, a pure function."""
 
+import dataclasses
 import functools
 
 import jax
 import optax
 from jaxtyping import Array
 
+from plan_jax.augment import augment
 from plan_jax.config import Config
 from plan_jax.losses import plan_loss
 from plan_jax.model import PlanModel
@@ -20,15 +22,17 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The next state, and the step's loss, its parts, and the norms of the gradient (before clipping) and parameters.
 
-    The state's buffers are donated. Dropout is drawn from the seed and the step alone. Parameters that
+    The model sees a random view of the images (`augment`). The state's buffers are donated. The views and dropout are
+    drawn from the seed and the step alone. Parameters that
     `config.optim.rules` freezes have no gradient, also none in its norm, and keep every bit.
     """
     rates = parameter_factors(state.params, rules=config.optim.rules).learning_rate
+    seen = dataclasses.replace(batch, image=augment(batch.image, state.step, config=config))
 
     def loss_of(params):
         features, updated = model.apply(
             {"params": where_learned(rates, params, jax.lax.stop_gradient(params)), "batch_stats": state.batch_stats},
-            batch,
+            seen,
             train=True,
             rngs={"dropout": jax.random.fold_in(jax.random.key(config.seed), state.step)},
             mutable=["batch_stats"],
