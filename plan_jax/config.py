@@ -9,29 +9,14 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import os
-import re
 import typing
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from plan_jax.config_checks import Rule, Source, checked, choice
 from plan_jax.errors import InputError
-
-FIELD_CHOICES = "choices"
-MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")  # every other whole number is a size
-# Numbers from 0 to 1.
-SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout", "crop", "scale")
-MOST = dict.fromkeys(SHARES, 1.0) | {"rotation": 45.0}  # further round, left would become right
-# What was done by runs whose config.json lacks a field, where the field's default is something else.
-BEFORE_THE_FIELD = {"data": {"crop": 1.0}}
-Source = tuple[str, float]  # a folder that build wrote, and how often it is drawn from, relative to the others
-Rule = tuple[str, float, float]  # pattern of a parameter's path, factor of its learning rate, of its weight decay
-
-
-def _choice(default: str, *choices: str):
-    return dataclasses.field(default=default, metadata={FIELD_CHOICES: choices})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +25,17 @@ class DataConfig:
 
     dir: str = ""  # a folder written by `python -m plan_jax build`
     mixture: tuple[Source, ...] = ()  # further such folders; `dir`, whose tokenizer is used, has weight 1 beside them
-    level: str = _choice("easy", "easy", "cooc", "realistic")  # of the phantom that `ablate` builds where dir is empty
+    level: str = choice("easy", "easy", "cooc", "realistic")  # of the phantom that `ablate` builds where dir is empty
     batch_size: int = 32  # global, over all processes
     image_size: int = 224  # side of the square input in pixels (GLoRIA, MGCA)
     crop: float = 0.875  # share of the loaded square's side that the model sees: 224 of 256 (GLoRIA, MGCA); 1 is all
-    fit_side: str = _choice("long", "long", "short")  # of an image, that fills the loaded square; short: BioViL
+    fit_side: str = choice("long", "long", "short")  # of an image, that fills the loaded square; short: BioViL
     max_tokens: int = 128  # T: word pieces per report, special pieces included
     max_words: int = 97  # L: words per report
     # of a report, what training reads: this section, or the whole report where it is missing or has no sentence [ours]
-    text: str = _choice("report", "report", "findings", "impression")
+    text: str = choice("report", "report", "findings", "impression")
     # and of that, anew in each step: all, all in random order, one at random, or some in their order [ours]
-    sentences: str = _choice("shuffled", "all", "shuffled", "one", "some")
+    sentences: str = choice("shuffled", "all", "shuffled", "one", "some")
     workers: int = 0  # Grain worker processes; 0 reads in threads of the main process
     prefetch: int = 2  # batches on their way to the device ahead of the step
 
@@ -59,7 +44,7 @@ class DataConfig:
 class AugmentConfig:
     """How much training images are changed beside the random crop of `data.crop` (`plan_jax.augment`); 0 is not at all.
 
-    There is no mirroring: left and right are words of the reports. Off by default [ours: none of it was measured].
+    There is no mirroring: left and right are words of the reports. Off by default [ours: nothing measured favours it].
     """
 
     scale: float = 0.0  # enlarged by a factor from 1 / (1 + scale) to 1 + scale, its logarithm uniform
@@ -72,25 +57,25 @@ class AugmentConfig:
 class ImageEncoderConfig:
     """ResNet by size, stem and stages, or ViT by size. Defaults: ResNet-50 [paper: a ResNet; ours: which]."""
 
-    kind: str = _choice("resnet", "resnet", "vit")
+    kind: str = choice("resnet", "resnet", "vit")
     channels: int = 1  # of the first kernel: 3 as published weights have, whose sum then meets the gray image; or 1
-    stem: str = _choice("imagenet", "imagenet", "patchify")  # 7x7/2 + max pool, or one patch-sized convolution
+    stem: str = choice("imagenet", "imagenet", "patchify")  # 7x7/2 + max pool, or one patch-sized convolution
     patch: int = 4  # side of the patchify stem's kernel and its stride; of a ViT's patches, 16 as published
     width: int = 64  # channels of the first stage, doubled in each later one
     stages: tuple[int, ...] = (3, 4, 6, 3)  # blocks per stage
-    block: str = _choice("bottleneck", "basic", "bottleneck")
+    block: str = choice("bottleneck", "basic", "bottleneck")
     local_stage: int = 3  # 1-based stage, or block of a ViT, whose map gives the patch features [ours]
     side_taps: float = 1.0  # scale, 0 to 1, of a 3x3 kernel's initial weights beside its centre (resnet._centred_init)
     # train: statistics of the global batch, over all devices (synchronised BatchNorm, which jit over a mesh gives for
     # free); local: of each device's part, no collective but the running ones' mean; frozen: the running ones
-    batch_norm: str = _choice("train", "train", "local", "frozen")
+    batch_norm: str = choice("train", "train", "local", "frozen")
     hidden: int = 768  # from here on of a ViT; defaults: ViT-B
     layers: int = 12
     heads: int = 12
     intermediate: int = 3072
     grid: int = 14  # side of the grid of stored position embeddings, 224 px / 16; other images meet it interpolated
     remat: bool = False  # keep only what enters a block and compute the block again in the backward pass: less memory
-    dtype: str = _choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
+    dtype: str = choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
     weights: str = ""  # what it starts from: a file, a folder, or OWNER/NAME at the Hugging Face Hub; "" is random
     weights_prefix: str = ""  # of the tensors' names, where a file holds several encoders
 
@@ -106,10 +91,10 @@ class TextEncoderConfig:
     intermediate: int = 3072
     max_positions: int = 512
     dropout: float = 0.1
-    context: str = _choice("report", "report", "sentence")  # what a word's feature may depend on [ours]
+    context: str = choice("report", "report", "sentence")  # what a word's feature may depend on [ours]
     last_layers: int = 1  # hidden states summed into the token features: 1 or 4
     remat: bool = False  # the same for a layer
-    dtype: str = _choice("float32", "float32", "bfloat16")
+    dtype: str = choice("float32", "float32", "bfloat16")
     weights: str = ""  # as image_encoder.weights; the vocabulary beside them replaces that of the data
     weights_prefix: str = ""
 
@@ -124,19 +109,19 @@ class AlignmentConfig:
     evidence: float = 0.5  # gamma, weight of the region in the updated word
     region_temperature: float = 0.1  # tau_region
     early_temperatures: tuple[float, ...] = ()  # tau_region of equal parts of the first train.early_share of the steps
-    word_importance: str = _choice("text", "text", "pair", "uniform")
+    word_importance: str = choice("text", "text", "pair", "uniform")
     word_temperature: float = 0.1  # tau_word, used by word_importance = pair
     word_keep: float = 1.0  # share of a report's words that enter the local similarity
     importance: float = 0.0  # exponent of the patch importance in the attention; 0 switches it off
     patch_temperature: float = 0.1  # tau_patch
-    aggregation: str = _choice("mean", "mean", "logsumexp")  # over words
+    aggregation: str = choice("mean", "mean", "logsumexp")  # over words
     aggregation_temperature: float = 0.2
-    map_words: str = _choice("max", "max", "mean")  # how a phrase's words make one map (`grounding_map`)
+    map_words: str = choice("max", "max", "mean")  # how a phrase's words make one map (`grounding_map`)
     map_spread: float = 0.0  # sigma in patches of the Gaussian mean that every map is given; 0 is none
     region_norm: bool = True  # cosine <r/|r|, w> or plain <r, w>
-    dtype: str = _choice("float32", "float32", "bfloat16")  # of the matrix products' operands; sums are float32
-    implementation: str = _choice("auto", "auto", "reference", "scan", "pallas")  # auto: by platform
-    exchange: str = _choice("gather", "gather", "ring")  # of reports between devices; ring holds one shard at a time
+    dtype: str = choice("float32", "float32", "bfloat16")  # of the matrix products' operands; sums are float32
+    implementation: str = choice("auto", "auto", "reference", "scan", "pallas")  # auto: by platform
+    exchange: str = choice("gather", "gather", "ring")  # of reports between devices; ring holds one shard at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +172,7 @@ class TrainConfig:
 class EvaluationConfig:
     """How held-out data is scored."""
 
-    split: str = _choice("test", "train", "tune", "validation", "test")
+    split: str = choice("test", "train", "tune", "validation", "test")
     batch_size: int = 64
     pool: int = 200  # retrieval is also scored on pools of this size; 0 scores the full pool only
     bootstrap: int = 1000
@@ -276,9 +261,6 @@ def load_config(path: Path) -> Config:
         values = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be JSON, got {error}; restore the file that training wrote") from error
-    for group, fields in BEFORE_THE_FIELD.items():
-        if isinstance(values, dict) and isinstance(values.get(group), dict):
-            values[group] = fields | values[group]
     return _build(Config, values, str(path))
 
 
@@ -297,80 +279,5 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
         if dataclasses.is_dataclass(field.type):
             filled[name] = _build(typing.cast(type, field.type), value, f"{where}.{name}")
         else:
-            filled[name] = _checked(field, value, f"{where}.{name}")
+            filled[name] = checked(field, value, f"{where}.{name}")
     return kind(**filled)
-
-
-def _checked(field: dataclasses.Field, value: typing.Any, where: str) -> typing.Any:
-    """A value of the field's type and among its choices."""
-    choices = field.metadata.get(FIELD_CHOICES)
-    if choices and value not in choices:
-        raise InputError(f"{where} must be one of {', '.join(choices)}, got {value!r}; see plan_jax/config.py")
-    wanted = type(field.default)
-    if isinstance(value, list):
-        value = tuple(value)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise InputError(f"{where} must be a {wanted.__name__}, got {value!r}; see plan_jax/config.py")
-    if field.name == "prompt" and value.count("{}") != 1:
-        raise InputError(
-            f"{where} must hold {{}} once, where the phrase goes, got {value!r}; for example 'there is {{}}.'"
-        )
-    if field.name == "rules":
-        return tuple(_checked_rule(rule, where) for rule in value)
-    if field.name == "mixture":
-        return tuple(_checked_source(source, where) for source in value)
-    _check_range(field.name, value, where)
-    return value
-
-
-def _checked_rule(rule: typing.Any, where: str) -> Rule:
-    """A rule whose pattern compiles and whose two factors are finite and at least 0."""
-    if not isinstance(rule, list | tuple) or len(rule) != 3 or type(rule[0]) is not str:
-        raise InputError(
-            f"{where} must hold rules of a pattern, a learning-rate factor and a weight-decay factor, got {rule!r}; "
-            "write them as (('text_encoder/', 0.1, 1.0),), best in the config file"
-        )
-    pattern, *factors = rule
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise InputError(
-            f"{where} must have regular expressions as patterns, got {pattern!r}: {error}; correct it"
-        ) from error
-    if any(type(each) not in (int, float) or not math.isfinite(each) or each < 0 for each in factors):
-        raise InputError(
-            f"{where} must have factors that are finite and at least 0, got {tuple(rule)!r}; change it, 0 freezes"
-        )
-    return pattern, float(factors[0]), float(factors[1])
-
-
-def _checked_source(source: typing.Any, where: str) -> Source:
-    """A folder and a weight that is finite and above 0."""
-    pair = isinstance(source, list | tuple) and len(source) == 2 and type(source[0]) is str and source[0]
-    if not pair or type(source[1]) not in (int, float) or not math.isfinite(source[1]) or source[1] <= 0:
-        raise InputError(
-            f"{where} must hold pairs of a folder that build wrote and a weight above 0, got {source!r}; "
-            "write them as (('runs/openi_data', 0.5),)"
-        )
-    return source[0], float(source[1])
-
-
-def _check_range(name: str, value: typing.Any, where: str) -> None:
-    """Whole numbers must be at least 1, some 0; other numbers finite and at least 0, temperatures above 0."""
-    if type(value) is int:
-        lowest = 0 if name in MAY_BE_ZERO else 1
-        if value < lowest:
-            raise InputError(f"{where} must be at least {lowest}, got {value}; raise it")
-    elif type(value) is float:
-        divides, most = name.endswith("temperature") or name == "crop", MOST.get(name, math.inf)
-        if not math.isfinite(value) or value < 0 or (divides and value == 0) or value > most:
-            bound = "above 0" if divides else "at least 0"
-            end = f" and at most {most:g}" if name in MOST else ""
-            raise InputError(f"{where} must be finite, {bound}{end}, got {value}; change it")
-    elif name == "early_temperatures":
-        if any(type(each) is not float or not math.isfinite(each) or each <= 0 for each in value):
-            raise InputError(f"{where} must be numbers above 0, got {value}; write it as (0.5,0.25) or ()")
-    elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
-        raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

@@ -51,15 +51,16 @@ def export(workdir: Path, to: str, out: Path) -> Written:
 def _image_encoder(plan: Plan, out: Path) -> Written:
     """model.safetensors by torchvision's names, and how images must be prepared."""
     encoder, data = plan.config.image_encoder, plan.config.data
+    size, side = data.image_size, loaded_side(data.image_size, data.crop)
     links, _, _ = links_of(plan.config, "image_encoder")
     tensors = give(links, part_of(plan.variables, "image_encoder"))
     if encoder.kind == "vit":
         tensors = {torchvision_name(name): value for name, value in tensors.items()}
     write_tensors(out / own.FILE, tensors)
     preparation = {
-        "size": data.image_size,
-        "resize": f"{data.fit_side} side to {loaded_side(data.image_size, data.crop)} (area), centred on zeros",
-        "crop": "the middle, of size",
+        "size": size,
+        "resize": f"{data.fit_side} side to {side} (area), centred on zeros",
+        "crop": f"the middle {size} x {size} of {side} x {side}",
         "channels": encoder.channels,
         "values": "gray levels divided by 255, less mean, divided by std; the same in every channel",
         "mean": GRAY_MEAN,

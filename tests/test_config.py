@@ -9,7 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plan_jax.config import (
-    SHARES,
     Config,
     DataConfig,
     at_step,
@@ -19,6 +18,7 @@ from plan_jax.config import (
     load_config,
     save_config,
 )
+from plan_jax.config_checks import SHARES
 from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 
@@ -253,11 +253,6 @@ def test_a_saved_config_is_read_back_equal(tmp_path):
 def test_a_field_that_a_saved_config_lacks_has_its_default(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 5}')
     assert load_config(tmp_path / "config.json") == dataclasses.replace(Config(), seed=5)
-
-
-def test_a_run_saved_before_images_were_cropped_goes_on_without_a_crop(tmp_path):
-    (tmp_path / "config.json").write_text('{"data": {"image_size": 64}}')
-    assert load_config(tmp_path / "config.json").data == dataclasses.replace(Config().data, image_size=64, crop=1.0)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def test_an_imported_encoder_goes_out_byte_for_byte(encoder, to, run, published,
     assert_same_bytes(read_tensors(out / "model.safetensors"), theirs)
 
 
+def test_the_preparation_of_images_is_told_in_full(run, tmp_path):
+    told = json.loads((exported(run, "torchvision", tmp_path) / "preprocessing.json").read_text())
+    assert (told["size"], told["resize"]) == (32, "long side to 32 (area), centred on zeros")
+    assert told["crop"] == "the middle 32 x 32 of 32 x 32"
+
+
 def test_the_run_reads_words_by_the_vocabulary_of_the_weights(run):
     assert Tokenizer.load(run / "tokenizer.json").vocabulary == {piece: i for i, piece in enumerate(VOCABULARY)}
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # A part (a module or folder directly in plan_jax) may import its own layer and those above it in this list. A new
 # part needs a place here.
 LAYERS = (
-    {"errors", "types", "config", "config_file"},
+    {"errors", "types", "config", "config_checks", "config_file"},
     {"geometry", "metrics", "bootstrap"},
     {"alignment"},
     {"losses", "augment"},

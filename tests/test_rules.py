@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from plan_jax.checkpoint import saved_steps
 from plan_jax.compilation.programs import batch_shapes
-from plan_jax.config import Config, OptimConfig, Rule, load_config, save_config
+from plan_jax.config import Config, OptimConfig, load_config, save_config
+from plan_jax.config_checks import Rule
 from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 from plan_jax.model import PlanModel, initial_variables

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plan_jax.config import Rule
+from plan_jax.config_checks import Rule
 from plan_jax.errors import InputError
 
 STACKED = "layers"  # name of an nn.scan: what lies below has a first axis of layers

@@ -10,7 +10,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int
 
-from plan_jax.config import Config, OptimConfig, Rule
+from plan_jax.config import Config, OptimConfig
+from plan_jax.config_checks import Rule
 from plan_jax.model import initial_variables
 from plan_jax.train.rules import parameter_factors
 
