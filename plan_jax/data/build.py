@@ -80,7 +80,7 @@ def build(
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got the file {out}; give another")
     tokenizer = Tokenizer.load(vocab) if vocab is not None else None
-    tables = _row_set(name).open(raw, seed=seed, size=size, level=level)
+    tables = row_set(name).open(raw, seed=seed, size=size, level=level)
     identity = _identity(tables, tables.identity(size=size, images=images), vocab)
     if (out / MANIFEST).exists():
         return _reuse(out, identity)
@@ -148,7 +148,8 @@ def _write_manifest(directory: Path, manifest: dict) -> None:
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _row_set(name: str) -> type[RowSet]:
+def row_set(name: str) -> type[RowSet]:
+    """The tables of data set `name`. InputError: there is no such data set."""
     if name not in DATA_SETS:
         near = difflib.get_close_matches(name, DATA_SETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(DATA_SETS)}"
