@@ -5,6 +5,7 @@ writer is not known. A decoder is then handed a file without compression, so the
 `build` stores them, 8 bits of gray with one filter for all lines, need no decoder: numpy undoes the filter sooner.
 """
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def _unfiltered(lines: bytes, height: int, width: int) -> UInt8[np.ndarray, "hei
     if kind == _SUB:
         return _row_sums(sums)
     if kind == _UP:
-        for above, line in zip(sums, sums[1:], strict=False):
+        for above, line in itertools.pairwise(sums):
             line += above
     return sums
 
