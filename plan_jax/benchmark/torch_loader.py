@@ -1,13 +1,14 @@
 """A plain PyTorch loader of films and reports, as a baseline: what a competent person writes for this task.
 
 A `Dataset` over image files in a folder and their reports in a list; Pillow opens, decodes to gray and reduces with its
-box filter, which averages areas as ours does and is Pillow's fastest that does not alias; the square is filled up with
-zeros; the `tokenizers` library cuts and pads the report; `DataLoader` stacks. It has the page cache warm and no
-augmentation, like ours. It does less than ours in the text: no words or sentences of the pieces, no reordering.
+box filter, which averages areas as ours does (but takes pixels whole) and is Pillow's fastest that does not alias; the
+square is filled up with zeros; the `tokenizers` library cuts and pads the report; `DataLoader` stacks. It has the page
+cache warm and no augmentation, like ours. It does less than ours in the text: no words or sentences of the pieces, no
+reordering.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
-from plan_jax.data.records import Split
 from plan_jax.geometry import Letterbox
 
 ENDLESS = 10**9  # samples of an epoch, so that none ends while the clock runs
@@ -64,12 +64,8 @@ def format_of(data: bytes) -> str:
     return "jpeg" if data.startswith(b"\xff\xd8") else "png"
 
 
-def write_files(split: Split, folder: Path) -> list[Path]:
-    """The stored images of a split as files, byte for byte, named by what they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for index in range(len(split)):
-        data = split[index].image
-        files.append(folder / f"{index:06d}.{format_of(data)}")
-        files[-1].write_bytes(data)
-    return files
+def write_files(images: Iterable[bytes], folder: Path) -> None:
+    """Encoded images as files, byte for byte; the order of their names is theirs."""
+    folder.mkdir(parents=True)
+    for index, data in enumerate(images):
+        (folder / f"{index:06d}.{format_of(data)}").write_bytes(data)

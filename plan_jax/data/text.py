@@ -139,7 +139,8 @@ class Tokenizer:
             if unit != previous:
                 previous = unit
                 start, end = encoding.word_to_chars(unit)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
-                is_word = any(c.isalnum() for c in text[start:end])
+                unit_text = text[start:end]
+                is_word = unit_text.isalnum() or any(map(str.isalnum, unit_text))  # the first is nearly always enough
                 if is_word:
                     spans.append((start, end))
                 current = len(spans) - 1 if is_word else -1
