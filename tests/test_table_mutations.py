@@ -1,6 +1,6 @@
 """Damaged and hostile tables, lists, archives and reports: each gives sound rows or an InputError that names the file.
 
-Sixty for each data set in every run; PLAN_JAX_MUTATIONS=800 makes it 8,800, which with the images of
+A hundred for each data set in every run; PLAN_JAX_MUTATIONS=800 makes it 8,800, which with the images of
 test_image_mutations.py is more than ten thousand.
 """
 
@@ -21,7 +21,7 @@ from plan_jax.data.source import Source
 from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
-COUNT = int(os.environ.get("PLAN_JAX_MUTATIONS", "60"))
+COUNT = int(os.environ.get("PLAN_JAX_MUTATIONS", "100"))
 SECONDS = 20  # for one reading of some kilobytes, on a busy machine
 HOSTILE = (
     *(b"../../etc/passwd", b"/etc/passwd", b"..", b"", b"nan", b"inf", b"-1", b"1e308", b"-0.0", b"9" * 40, b"1,1"),
@@ -71,7 +71,9 @@ def shuffled(data: bytes, random: Random) -> bytes:
 
 
 def recoded(data: bytes, random: Random) -> bytes:
-    return data.decode("utf-8", errors="replace").encode(("utf-16", "utf-32", "utf-7", "cp037")[random.integers(4)])
+    return data.decode("utf-8", errors="replace").encode(
+        ("utf-16", "utf-32", "utf-7", "cp037")[random.integers(4)], errors="replace"
+    )
 
 
 DAMAGE: tuple[Callable[[bytes, Random], bytes], ...] = (
@@ -103,11 +105,20 @@ def assert_sound(tables: RowSet, raw: Path) -> None:
     assert all(count > 0 and reason for reason, count in tables.dropped.items())
 
 
+def refusal(name: str, raw: Path) -> str:
+    """What reading the folder is refused with, or "" where its rows are sound."""
+    try:
+        assert_sound(row_set(name)(raw), raw)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("name", FAKES)
 def test_a_damaged_table_gives_sound_rows_or_an_error_that_names_the_file(name, tmp_path, capfd):
     fake(name, out=tmp_path / "raw")
-    raw, errors = tmp_path / "raw", 0
-    assert_sound(row_set(name)(raw), raw)
+    raw, refused = tmp_path / "raw", 0
+    assert refusal(name, raw) == ""
     files = texts_of(raw)
     for number in range(COUNT):
         random = np.random.default_rng([zlib.crc32(name.encode()), number])
@@ -116,18 +127,14 @@ def test_a_damaged_table_gives_sound_rows_or_an_error_that_names_the_file(name, 
         path.write_bytes(damage(whole, random))
         case = f"{name} {path.name} {damage.__name__} {number}"
         try:
-            assert_sound(row_set(name)(raw), raw)
-        except InputError as error:
-            errors += 1
-            assert str(raw) in str(error), case
-            assert len(str(error)) < 1000, case
-            assert len(str(error).splitlines()) == 1, case
+            message = refusal(name, raw)
         except Exception as error:
             raise AssertionError(case) from error
-        finally:
-            path.write_bytes(whole)
+        path.write_bytes(whole)
+        refused += message != ""
+        assert not message or (str(raw) in message and len(message) < 1000 and "\n" not in message), case
         assert time.process_time() - start < SECONDS, case
-    assert errors
+    assert refused < COUNT / 2  # most damage costs its own lines and no others
     assert capfd.readouterr() == ("", "")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from plan_jax.config import Config, freeze
+from plan_jax.geometry import loaded_side
 from plan_jax.model import PlanModel
 from plan_jax.train.state import create_state, make_optimizer
 from plan_jax.train.step import train_step
@@ -56,10 +57,11 @@ def random_batch(config: Config) -> Batch:
     shape = (data.batch_size, data.max_tokens)
     words = random.integers(1, min(data.max_words, data.max_tokens - 2), data.batch_size, endpoint=True)
     position = np.arange(data.max_tokens)[None, :]
+    side = loaded_side(data.image_size, data.crop)
     is_word = (position >= 1) & (position <= words[:, None])
     mask = position < words[:, None] + 2
     return Batch(
-        image=random.integers(0, 256, (data.batch_size, data.image_size, data.image_size, 1), np.uint8),
+        image=random.integers(0, 256, (data.batch_size, side, side, 1), np.uint8),
         token_ids=random.integers(0, config.text_encoder.vocab_size, shape, np.int32) * mask,
         word_ids=np.where(is_word, position - 1, -1).astype(np.int32),
         token_mask=mask,

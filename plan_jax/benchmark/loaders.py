@@ -78,14 +78,7 @@ def open_train(work: Work) -> Repeated:
 
 def our_batches(work: Work, *, size: int, workers: int) -> TrainBatches:
     """As training reads them, with the default order of sentences."""
-    config = DataConfig(
-        batch_size=work.batch_size,
-        image_size=size,
-        max_tokens=work.max_tokens,
-        max_words=work.max_words,
-        workers=workers,
-    )
-    return TrainBatches(open_train(work), _tokenizer(work), config, seed=0)
+    return TrainBatches(open_train(work), _tokenizer(work), _data_config(work, size, workers), seed=0)
 
 
 def their_batches(work: Work, *, size: int, workers: int) -> Iterator[dict[str, Any]]:
@@ -101,7 +94,7 @@ def their_batches(work: Work, *, size: int, workers: int) -> Iterator[dict[str, 
 
 def stage_times(work: Work, *, size: int, images: int) -> dict[str, float]:
     """CPU seconds that each stage of our loader takes for `images` images; "sample" is all of them, one by one."""
-    split, tokenizer = open_train(work), _tokenizer(work)
+    split, tokenizer, config = open_train(work), _tokenizer(work), _data_config(work, size)
 
     def encode(text: str) -> object:
         return tokenizer.encode(text, max_tokens=work.max_tokens, max_words=work.max_words, truncate=True)
@@ -124,7 +117,7 @@ def stage_times(work: Work, *, size: int, images: int) -> dict[str, float]:
 
     def sample(index: int) -> None:
         record = split[index]
-        load_image(record, size)
+        load_image(record, config)
         encode(record.report)
 
     timed("sample", sample, indices)
@@ -195,6 +188,18 @@ def main() -> None:
 def _close(batches: Any) -> None:
     if isinstance(batches, TrainBatches):
         batches.close()
+
+
+def _data_config(work: Work, size: int, workers: int = 0) -> DataConfig:
+    """`size` is the side of the square that is loaded; on the device it would be cropped."""
+    return DataConfig(
+        batch_size=work.batch_size,
+        image_size=size,
+        crop=1.0,
+        max_tokens=work.max_tokens,
+        max_words=work.max_words,
+        workers=workers,
+    )
 
 
 def _tokenizer(work: Work) -> Tokenizer:

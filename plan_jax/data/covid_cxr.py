@@ -7,6 +7,7 @@ the film shows with history and with other examinations.
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def why_dropped(row: Line, images: Path) -> str:
         return "not a frontal X-ray"
     if not any(map(str.isalpha, row.notes)):
         return "no clinical notes"
-    if Path(row.filename).name != row.filename or not (images / row.filename).is_file():
+    if Path(row.filename).name != row.filename or not os.path.isfile(images / row.filename):
         return MISSING
     return ""
 

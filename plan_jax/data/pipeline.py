@@ -24,7 +24,7 @@ from plan_jax.errors import InputError
 from plan_jax.geometry import loaded_side
 from plan_jax.types import Batch
 
-READ_AHEAD = 8  # batches that the threads of a process, or of each worker, hold ready
+READ_AHEAD = 4  # batches that wait in memory in each reading process: Grain counts whole batches, not samples
 
 
 class TrainBatches:

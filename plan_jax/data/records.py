@@ -175,17 +175,20 @@ class Split:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
+        return from_example(self.example(index))
+
+    def example(self, index: int) -> bytes:
+        """A record as it is stored, for `from_example`."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"index must be below {size} in split {self.name}, got {index}")
         try:
-            data = self._source[int(index) % size]
+            return self._source[int(index) % size]
         except RuntimeError as error:  # ArrayRecord found a wrong checksum or a short file
             raise InputError(
                 f"shards must be as build wrote them, got damaged data at record {index} of split {self.name} "
                 f"in {self.directory}; build it again"
             ) from error
-        return from_example(data)
 
     def __repr__(self) -> str:
         return f"Split({str(self.directory)!r}, {self.name!r})"
