@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plan_jax.data import csv_table
 from plan_jax.data.csv_table import BROKEN, TOO_FEW, TOO_MANY, TableRow, is_blank, number, read_table, read_text
 from plan_jax.errors import InputError
 
@@ -119,3 +120,14 @@ def test_a_number_is_finite_or_none(text):
 def test_numbers_and_blanks():
     assert [number(text) for text in ("1.0", " -1 ", "1e30", "nan", "inf", "", "x")] == [1, -1, 1e30, *[None] * 4]
     assert [is_blank(text) for text in ("", " ", "NaN", "nan", "0", "none")] == [True] * 4 + [False] * 2
+
+
+def test_a_small_gzip_file_that_unfolds_to_more_than_any_table_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_table, "MAX_BYTES", 10_000)
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"a" * 10_000_000))
+    read = []
+    whole = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read.append(size) or whole(self, size))
+    with pytest.raises(InputError, match=r"bomb\.csv\.gz must hold at most 10000 bytes of text, got more"):
+        read_text(tmp_path / "bomb.csv.gz")
+    assert read == [10_001]

@@ -60,15 +60,16 @@ def random_batch(config: Config) -> Batch:
     side = loaded_side(data.image_size, data.crop)
     is_word = (position >= 1) & (position <= words[:, None])
     mask = position < words[:, None] + 2
-    return Batch(
-        image=random.integers(0, 256, (data.batch_size, side, side, 1), np.uint8),
-        token_ids=random.integers(0, config.text_encoder.vocab_size, shape, np.int32) * mask,
-        word_ids=np.where(is_word, position - 1, -1).astype(np.int32),
-        token_mask=mask,
-        sentence_ids=np.where(mask, 0, -1).astype(np.int32),
-        record=np.arange(data.batch_size, dtype=np.int32),
-        words_cut=np.zeros(data.batch_size, np.int32),
-    )
+    arrays: dict[str, Any] = {
+        "image": random.integers(0, 256, (data.batch_size, side, side, 1), np.uint8),
+        "token_ids": random.integers(0, config.text_encoder.vocab_size, shape, np.int32) * mask,
+        "word_ids": np.where(is_word, position - 1, -1).astype(np.int32),
+        "token_mask": mask,
+        "sentence_ids": np.where(mask, 0, -1).astype(np.int32),
+        "record": np.arange(data.batch_size, dtype=np.int32),
+        "words_cut": np.zeros(data.batch_size, np.int32),
+    }
+    return Batch(**arrays)
 
 
 def _seconds_per_step(config: Config, steps: int) -> float:

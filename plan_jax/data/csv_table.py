@@ -15,6 +15,7 @@ from pathlib import Path
 
 from plan_jax.errors import InputError
 
+MAX_BYTES = 2**30  # of a table, decompressed: far above what is published; a small .gz may unfold to anything
 TOO_MANY, TOO_FEW, BROKEN = "more cells than the header", "fewer cells than the header", "a cell over several lines"
 
 
@@ -41,10 +42,13 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as stream:
+                data = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} must be a file that can be read, got {reason}; get it again") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path} must hold at most {MAX_BYTES} bytes of text, got more; give the table as published")
     return data.decode("utf-8-sig", errors="replace")
 
 
