@@ -25,6 +25,7 @@ from plan_jax.benchmark.torch_loader import Films, format_of, write_files
 from plan_jax.config_file import read_config
 from plan_jax.data.image import decode_image, encode_jpeg, encode_png, letterbox_image
 from plan_jax.data.text import Tokenizer
+from plan_jax.geometry import loaded_side
 from plan_jax.model import PlanModel
 from plan_jax.tables import render
 from plan_jax.train.state import create_state, make_optimizer
@@ -138,8 +139,8 @@ def test_every_stage_is_timed(works):
 
 
 def test_a_random_batch_is_one_that_the_step_takes(config):
-    batch = random_batch(config)
-    assert batch.image.shape == (8, 32, 32, 1)
+    batch, side = random_batch(config), loaded_side(config.data.image_size, config.data.crop)
+    assert batch.image.shape == (8, side, side, 1)
     assert (batch.token_mask.sum(1) == batch.word_ids.max(1) + 3).all()  # [CLS] and [SEP]
     state = jax.eval_shape(lambda: create_state(config))
     _, metrics = train_step.eval_shape(

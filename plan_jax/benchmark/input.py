@@ -26,7 +26,7 @@ from plan_jax.config import Config
 from plan_jax.tables import Column, Table
 
 FORMATS = ("png", "jpeg")
-SIZES = (224, 256)  # sides of the square; at 256 half of a film of 512, which is the fastest there is
+SIZES = (256, 224)  # sides of the loaded square: 256 as by default, and one that is no half of a film of 512
 NO_TORCH = "for the rows of a PyTorch loader: pip install torch==2.13.0 (a CPU build serves)"
 
 COLUMNS = (

@@ -127,7 +127,7 @@ def _unfiltered(lines: bytes, height: int, width: int) -> UInt8[np.ndarray, "hei
     return sums
 
 
-def _row_sums(terms: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+def _row_sums(terms: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
     """Running sums of every row modulo 256, by doubling: log2(W) additions of all pixels at once. Overwrites `terms`.
 
     The additions run over all rows as one, which is where they are fast; the first `reach` pixels of a row, to which
