@@ -15,7 +15,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from plan_jax.config import DataConfig
-from plan_jax.data.image import decode_image, encode_png, letterbox_image, model_input, read_image, shrink_image
+from plan_jax.data.image import (
+    decode_image,
+    encode_jpeg,
+    encode_png,
+    letterbox_image,
+    model_input,
+    read_image,
+    shrink_image,
+)
 from plan_jax.errors import InputError
 
 GRADIENT = np.add.outer(np.arange(16) * 4, np.arange(24) * 7).astype(np.uint8)  # 16 high, 24 wide, 0 to 221
@@ -176,6 +184,32 @@ def test_a_stored_sixteen_bit_image_is_shown_from_0_to_65535():
     values = np.array([[0, 257, 128 * 257, 65535], [128, 129, 1000, 60000]], np.uint16)
     expected = [[0, 1, 128, 255], [0, 1, 4, 233]]
     np.testing.assert_array_equal(decode_image(encode_png(values), name="stored"), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 9), (64, 80), (333, 250)])
+def test_a_stored_jpeg_has_the_pixels_that_pillow_decodes(height, width, capfd):
+    noise = np.random.default_rng(height).integers(0, 256, (height, width), np.uint8)
+    for image in (noise, cv2.GaussianBlur(noise, (0, 0), 2)):
+        data = encode_jpeg(image)
+        stored = decode_image(data, name="stored")
+        np.testing.assert_array_equal(stored, decode_image(data, name="foreign", foreign=True))
+        if len(data) > 700:
+            with pytest.raises(InputError, match="must be whole"):
+                decode_image(data[:-40], name="cut")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_colour_or_turned_jpeg_may_stand_where_stored_ones_do():
+    turned = encoded(GRADIENT, "JPEG", quality=100, exif=_turned())
+    np.testing.assert_array_equal(decode_image(turned, name="x"), decode(turned))
+    colour = encoded(np.repeat(GRADIENT[..., None], 3, axis=2), "JPEG", quality=100)
+    np.testing.assert_array_equal(decode_image(colour, name="x"), decode(colour))
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_deep_images_keep_sixteen_bits_of_what_has_them_and_only_of_that(read, tmp_path):
