@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,14 @@ def _connect_to_this_machine(self: socket.socket, address) -> None:
 
 
 socket.socket.connect = _connect_to_this_machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_go_with_their_file():
+    """A process may map some 65,000 pieces of memory, and every compiled program takes some: XLA crashes beyond."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
