@@ -56,7 +56,7 @@ def make_study(base: Config, out: Path, *arms: str, seeds: int = 2, **more) -> S
 def write_manifest(folder: Path, text: str = "") -> str:
     """A data folder as far as run_study looks at it."""
     folder.mkdir(exist_ok=True)
-    keys = ("name", "version", "options", "classes", "splits", "shards", "dropped")
+    keys = ("name", "version", "options", "classes", "splits", "shards", "dropped", "summary")
     (folder / "manifest.json").write_text(json.dumps(dict.fromkeys(keys, text)))
     return str(folder)
 
