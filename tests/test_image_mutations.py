@@ -19,7 +19,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from plan_jax.data.frame_header import frame_size
-from plan_jax.data.image import MAX_PIXELS, MAX_SIDE, decode_image, read_image
+from plan_jax.data.gray import MAX_PIXELS, MAX_SIDE
+from plan_jax.data.image import decode_image, read_image
 from plan_jax.data.png_stream import ordered_png
 from plan_jax.errors import InputError
 

@@ -22,7 +22,7 @@ from plan_jax.data.entries import (
     read_lines,
     split_rows,
 )
-from plan_jax.data.image import MAX_SIDE
+from plan_jax.data.gray import MAX_SIDE
 from plan_jax.data.records import Phrase
 from plan_jax.data.row import Row
 from plan_jax.data.rows import RowSet
