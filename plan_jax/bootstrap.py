@@ -56,6 +56,36 @@ def intervals_of(
     statistic is undefined (an AUROC of one label); the interval is that of the resamples in which it is defined. A
     name that no resample defines has its value as interval.
     """
+    values, seen = _resampled(statistics, groups, resamples, seed)
+    return {name: _described(value, seen[name]) for name, value in values.items()}
+
+
+def differences_of(
+    one: Callable[[Int[np.ndarray, " m"]], dict[str, float]],
+    other: Callable[[Int[np.ndarray, " m"]], dict[str, float]],
+    groups: Shaped[np.ndarray, " n"],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """`intervals_of` the statistics of one model less those of another on the same observations, with "p".
+
+    p is two-sided: twice the share of resamples on the rarer side of 0, those at 0 counted on both; at least
+    2 / resamples, at most 1. Statistics that only one of them defines are left out.
+    """
+
+    def difference(rows: Int[np.ndarray, " m"]) -> dict[str, float]:
+        first, second = one(rows), other(rows)
+        return {name: first[name] - second[name] for name in first if name in second}
+
+    values, seen = _resampled(difference, groups, resamples, seed)
+    return {name: _described(value, seen[name]) | {"p": _p_value(seen[name])} for name, value in values.items()}
+
+
+def _resampled(
+    statistics: Callable[[Int[np.ndarray, " m"]], dict[str, float]], groups: np.ndarray, resamples: int, seed: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The statistics of all observations, and those of every resample in which they are defined."""
     n_groups, group = _compact(groups)
     order = np.argsort(group, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(group, minlength=n_groups))[:-1])
@@ -67,11 +97,18 @@ def intervals_of(
         for name in seen:
             if name in resample:
                 seen[name].append(resample[name])
-    bounds = {name: np.percentile(seen[name] or [value], LEVELS) for name, value in values.items()}
-    return {
-        name: {"value": float(value), "low": float(bounds[name][0]), "high": float(bounds[name][1])}
-        for name, value in values.items()
-    }
+    return values, seen
+
+
+def _described(value: float, seen: list[float]) -> dict[str, float]:
+    low, high = np.percentile(seen or [value], LEVELS)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _p_value(seen: list[float]) -> float:
+    differences = np.array(seen or [0.0])
+    rarer = min((differences <= 0).mean(), (differences >= 0).mean())
+    return float(min(1.0, 2 * max(rarer, 1 / len(differences))))
 
 
 def interval_of(

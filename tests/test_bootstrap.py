@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from plan_jax.bootstrap import interval, interval_of, intervals_of
+from plan_jax.bootstrap import differences_of, interval, interval_of, intervals_of
 
 
 def test_values_without_spread_have_an_interval_without_width():
@@ -92,6 +93,39 @@ def test_statistics_undefined_in_some_resamples_use_the_others():
     found = intervals_of(statistics, np.arange(3), resamples=200, seed=0)
     assert found["both"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert found["share"]["low"] == 0
+
+
+def mean_of(values):
+    return lambda rows: {"mean": float(values[rows].mean())}
+
+
+def test_a_difference_is_paired_and_so_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 3, 400)
+    one, other = hard + 0.3 + rng.normal(0, 0.1, 400), hard
+    found = differences_of(mean_of(one), mean_of(other), np.arange(400), resamples=500, seed=0)["mean"]
+    assert found["value"] == pytest.approx((one - other).mean())
+    assert found["high"] - found["low"] < 0.05
+    assert found["low"] > 0
+    assert found["p"] == 2 / 500  # no resample is on the other side
+
+
+def test_a_model_is_no_better_than_itself():
+    values = np.random.default_rng(0).normal(size=50)
+    found = differences_of(mean_of(values), mean_of(values), np.arange(50), resamples=100, seed=0)
+    assert found == {"mean": {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}}
+
+
+def test_the_p_value_is_near_that_of_a_t_test():
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.12, 1, 300)
+    found = differences_of(mean_of(values), mean_of(0 * values), np.arange(300), resamples=4000, seed=0)["mean"]
+    assert found["p"] == pytest.approx(ttest_1samp(values, 0).pvalue, abs=0.01)
+
+
+def test_a_statistic_that_one_side_lacks_has_no_difference():
+    found = differences_of(lambda _: {"a": 1.0, "b": 2.0}, lambda _: {"a": 0.5}, np.arange(4), resamples=9, seed=0)
+    assert found.keys() == {"a"}
 
 
 def test_broken_values_are_refused():
