@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plan_jax.data import text as text_module
 from plan_jax.data.text import SPECIAL, Tokenizer, split_sentences, train_wordpiece
 from plan_jax.errors import InputError
 
@@ -83,6 +84,24 @@ def test_words_are_the_runs_of_letters_and_digits(text):
     tokens = encode(text, max_tokens=80, max_words=70, truncate=True, tokenizer=SPELLING)
     runs = [(match.group(), match.span()) for match in re.finditer(r"[A-Za-z0-9]+", text)]
     assert list(zip(tokens.words, tokens.spans, strict=True)) == runs
+
+
+@given(st.text(st.characters(max_codepoint=126), max_size=60) | ASCII)
+def test_a_plain_text_has_the_pieces_that_the_library_gives_the_whole_of_it(text):
+    found = encode(text, max_tokens=70, max_words=70, truncate=True)
+    whole = HAND._tokenizer.encode(text)
+    assert found.token_ids[found.token_mask].tolist() == whole.ids
+    units = list(dict.fromkeys(unit for unit in whole.word_ids if unit is not None))
+    spans = [whole.word_to_chars(unit) for unit in units]
+    assert list(found.spans) == [(a, b) for a, b in spans if any(map(str.isalnum, text[a:b]))]
+
+
+def test_a_stream_of_new_words_fills_no_memory(monkeypatch):
+    monkeypatch.setattr(text_module, "_KNOWN_UNITS", 3)
+    tokenizer = Tokenizer(ID)
+    for unit in ("no", "left", "x", "ray", "no"):
+        assert encode(unit, tokenizer=tokenizer).token_ids[1] == ID[unit]
+        assert len(tokenizer._known) <= 3
 
 
 @given(ASCII)

@@ -1,9 +1,9 @@
 """Text to numbers: WordPiece as in BERT (lower case), with the word that every piece belongs to."""
 
-import bisect
+import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from plan_jax.errors import InputError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# What BERT's rules cut at, as far as a text holds nothing but printable ASCII and line breaks.
+_PLAIN = re.compile(r"[\t\n\r -~]*")
+_UNIT = re.compile(r"[A-Za-z0-9]+|[^\sA-Za-z0-9]")
+_KNOWN_UNITS = 1 << 16  # whose pieces are kept, so that a stream of new ones fills no memory
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Tokenizer:
         self._tokenizer.post_processor = BertProcessing(("[SEP]", self._sep), ("[CLS]", self._cls))
         self._tokenizer.add_special_tokens(list(SPECIAL))
         self._tokenizer.encode_special_tokens = True  # "[SEP]" in a report is text, not a special piece
+        self._known: dict[str, list[int]] = {}
 
     def __reduce__(self):
         return Tokenizer, (self._vocab,)
@@ -126,28 +131,45 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
         """Id, word and sentence of every piece, and the span of every word."""
+        ids: list[int] = []
+        word_ids: list[int] = []
+        sentence_ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        ends = [cut.end() for cut in SENTENCE_END.finditer(text)]
+        sentence = 0
+        for unit, span, pieces in self._plain_units(text) if _PLAIN.fullmatch(text) else self._units(text):
+            while sentence < len(ends) and span[0] >= ends[sentence]:
+                sentence += 1
+            word = -1
+            if unit.isalnum() or any(map(str.isalnum, unit)):  # the first is nearly always enough
+                word = len(spans)
+                spans.append(span)
+            ids += pieces
+            word_ids += [word] * len(pieces)
+            sentence_ids += [sentence] * len(pieces)
+        return ids, word_ids, sentence_ids, spans
+
+    def _units(self, text: str) -> Iterator[tuple[str, tuple[int, int], list[int]]]:
+        """Every unit, a run between spaces and punctuation or a punctuation mark, with its span and its pieces."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError("text must be valid Unicode, got a lone surrogate; check its encoding") from error
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        spans: list[tuple[int, int]] = []
-        word_ids: list[int] = []
-        previous, current = None, -1
-        # A unit is a run between spaces and punctuation, or a punctuation mark.
-        for unit in encoding.word_ids:
-            if unit != previous:
-                previous = unit
-                start, end = encoding.word_to_chars(unit)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
-                unit_text = text[start:end]
-                is_word = unit_text.isalnum() or any(map(str.isalnum, unit_text))  # the first is nearly always enough
-                if is_word:
-                    spans.append((start, end))
-                current = len(spans) - 1 if is_word else -1
-            word_ids.append(current)
-        ends = [cut.end() for cut in SENTENCE_END.finditer(text)]
-        sentence_ids = [bisect.bisect_right(ends, start) for start, _ in encoding.offsets]
-        return encoding.ids, word_ids, sentence_ids, spans
+        for unit, pieces in itertools.groupby(zip(encoding.word_ids, encoding.ids, strict=True), lambda pair: pair[0]):
+            start, end = encoding.word_to_chars(unit)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+            yield text[start:end], (start, end), [piece for _, piece in pieces]
+
+    def _plain_units(self, text: str) -> Iterator[tuple[str, tuple[int, int], list[int]]]:
+        """The same of a plain text in a third of the time: the library is asked once for each different unit."""
+        for match in _UNIT.finditer(text):
+            unit = match.group()
+            pieces = self._known.get(unit)
+            if pieces is None:
+                if len(self._known) >= _KNOWN_UNITS:
+                    self._known.clear()
+                pieces = self._known[unit] = self._tokenizer.encode(unit, add_special_tokens=False).ids
+            yield unit, match.span(), pieces
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
