@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plan_jax.data.build import build
 from plan_jax.data.fake_labels import fake_nih_cxr14
+from plan_jax.data.image import decode_image
 from plan_jax.data.nih_cxr14 import BOXES, TEST_LIST, TRAIN_LIST, NihCxr14, labels_of, read_boxes
+from plan_jax.data.records import open_split, read_manifest
+from plan_jax.data.store import Store
 from plan_jax.errors import InputError
 
 TABLE = "Data_Entry_2017.csv"
@@ -228,3 +232,19 @@ def test_the_25_real_films_are_25_rows(shared):
         "Mass": 1,
         "Nodule": 1,
     }
+
+
+def test_the_real_films_build_as_they_are(shared, tmp_path):
+    build("nih_cxr14", raw=shared / "nih", out=tmp_path / "built", images=Store(side=64), jobs=1)
+    manifest = read_manifest(tmp_path / "built")
+    assert {name: split["records"] for name, split in manifest["splits"].items()} == {
+        "train": 15,
+        "tune": 1,
+        "validation": 1,
+        "test": 8,
+    }
+    assert manifest["dropped"] == {"box: its image is not used": 984}
+    assert "nih_cxr14 1.0.0: 1009 rows in, 25 records out" in (tmp_path / "built" / "report.txt").read_text()
+    records = [record for split in manifest["splits"] for record in open_split(tmp_path / "built", split)]
+    assert {decode_image(record.image, name=record.key).shape for record in records} == {(64, 64)}
+    assert len({record.key for record in records}) == 25

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plan_jax.data.build import build
 from plan_jax.data.fake_boxes import IMAGES, fake_siim
 from plan_jax.data.image import decode_image
+from plan_jax.data.records import open_split, read_manifest
 from plan_jax.data.row import Row
 from plan_jax.data.run_lengths import decode_runs
 from plan_jax.data.siim import Siim, find_images
@@ -218,3 +220,25 @@ def test_any_damage_to_the_table_gives_sound_rows_or_an_error_that_names_it(raw,
             ((x0, y0, x1, y1),) = phrase.boxes
             assert 0 <= x0 < x1 <= 1024
             assert 0 <= y0 < y1 <= 1024
+
+
+def test_the_real_dicom_pair_builds_as_it_is(shared, tmp_path):
+    """One film, and its copy whose tag says that it is inverted, in the published layout."""
+    raw = tmp_path / "raw"
+    (raw / FOLDER).mkdir(parents=True)
+    names = sorted(path.stem for path in (shared / "dicom").glob("*.dcm"))
+    for name in names:
+        (raw / FOLDER / f"{name}.dcm").write_bytes((shared / "dicom" / f"{name}.dcm").read_bytes())
+    (raw / TABLE).write_text("\n".join([HEADER, *(f"{name}, -1" for name in names)]))
+    build("siim", raw=raw, out=tmp_path / "built", images=Store(side=128), jobs=1)
+    manifest = read_manifest(tmp_path / "built")
+    assert {name: split["records"] for name, split in manifest["splits"].items()} == {
+        "train": 1,
+        "test": 1,
+    }
+    assert manifest["dropped"] == {}
+    records = [record for split in ("train", "test") for record in open_split(tmp_path / "built", split)]
+    plain, inverted = (decode_image(record.image, name=record.key) for record in sorted(records, key=lambda r: r.key))
+    assert plain.shape == inverted.shape == (128, 128)
+    assert plain.std() > 30
+    np.testing.assert_allclose(plain.astype(int) + inverted, 255, atol=1)
