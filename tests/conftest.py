@@ -1,6 +1,8 @@
 """What holds for every test. Runs before any test module is imported, so before JAX chooses its devices."""
 
+import atexit
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -15,8 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 # What one test or process has compiled, the next need not. A folder for each worker, since an entry that is being
 # written can be read half; none that outlives the run, lest a test depend on it.
-_COMPILED = tempfile.TemporaryDirectory(prefix="plan_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="plan_jax_compiled_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
@@ -24,6 +25,7 @@ from absl import flags
 from hypothesis import settings
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 IN_CI = bool(os.environ.get("CI"))
 settings.register_profile("plan_jax", deadline=None, derandomize=IN_CI, print_blob=not IN_CI)
