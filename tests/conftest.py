@@ -18,7 +18,8 @@ os.environ["MPLBACKEND"] = "Agg"
 # What one test or process has compiled, the next need not. A folder for each worker, since an entry that is being
 # written can be read half; none that outlives the run, lest a test depend on it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="plan_jax_compiled_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 from absl import flags

@@ -73,13 +73,12 @@ def assert_equal_bits(one, other) -> None:
 class Run:
     """A `train` command in a process group of its own."""
 
-    def __init__(self, arguments: tuple[str, ...], workdir: Path, environment: dict[str, str]):
+    def __init__(self, arguments: tuple[str, ...], workdir: Path):
         self.workdir, seen = workdir, str(workdir.with_suffix(".records"))
         command = [sys.executable, "-c", RECORDING, seen, *arguments, "--workdir", str(workdir)]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -106,23 +105,13 @@ class Run:
         return self.process.returncode, out, err
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[str, str]:
-    """Environment of processes of which only the first compiles."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 @pytest.fixture
-def start(trained, compiled, tmp_path):
+def start(trained, tmp_path):
     """Starts `train` commands of the trained run's configuration; none outlives the test."""
     started = []
 
     def run(*more: str) -> Run:
-        started.append(Run((*trained.arguments, *more), tmp_path / "pieces", compiled))
+        started.append(Run((*trained.arguments, *more), tmp_path / "pieces"))
         return started[-1]
 
     yield run
