@@ -173,11 +173,17 @@ class EvaluationConfig:
     """How held-out data is scored."""
 
     split: str = choice("test", "train", "tune", "validation", "test")
-    batch_size: int = 64
-    pool: int = 200  # retrieval is also scored on pools of this size; 0 scores the full pool only
+    batch_size: int = 64  # images or texts that are encoded or grounded at once
+    block: int = 256  # images and texts that are scored against each other at once
+    memory: float = 4.0  # GiB of a split's features that are kept in memory; more lies in temporary files
+    pool: int = 1000  # retrieval is also scored on pools of this size (LIMITR); 0 scores the full pool only
     bootstrap: int = 1000
     global_weight: float = 0.5  # of the cosine of global features in an image-text score
     local_weight: float = 0.5  # of the local similarity in an image-text score
+    prompt_aggregation: str = choice("mean", "mean", "max")  # of a class's prompts; max: GLoRIA
+    # of zero-shot scores; over the test set: GLoRIA, so that a score depends on the other images
+    normalise: str = choice("none", "none", "zscore_over_test_set")
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)  # of the training patients, for the linear probe (GLoRIA, MGCA)
     prompt: str = "{}"  # the sentence that a phrase is put into before it is grounded, as reports would say it [ours]
     competition: float = 0.5  # eta, how much a map gives way to those of other findings (`competition` read-out) [ours]
     competition_temperature: float = 0.1

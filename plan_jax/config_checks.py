@@ -92,5 +92,8 @@ def _check_range(name: str, value: typing.Any, where: str) -> None:
     elif name == "early_temperatures":
         if any(type(each) is not float or not math.isfinite(each) or each <= 0 for each in value):
             raise InputError(f"{where} must be numbers above 0, got {value}; write it as (0.5,0.25) or ()")
+    elif name == "fractions":
+        if not value or any(type(each) is not float or not 0 < each <= 1 for each in value):
+            raise InputError(f"{where} must be numbers above 0 and at most 1, got {value}; write it as (0.1,1.0)")
     elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
         raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

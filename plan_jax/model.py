@@ -59,6 +59,10 @@ class PlanModel(nn.Module):
         """The last map's cells, projected: their mean is the global feature before it is normalised."""
         return self.image_projection(self._maps(image, train=False)[1])
 
+    def encoder_features(self, image: Num[Array, "I H W 1"]) -> Float[Array, "I C"]:
+        """The mean of the last map before its projection: 2048 numbers of a ResNet-50."""
+        return self._maps(image, train=False)[1].mean(axis=(1, 2))
+
     def _maps(self, image: Num[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
         """The local and the last map of the image encoder [I h w C], in float32.
 

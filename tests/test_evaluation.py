@@ -21,7 +21,7 @@ from plan_jax.evaluation.prompts import prompts_of
 from plan_jax.evaluation.retrieval import evaluate_retrieval
 from plan_jax.evaluation.run import evaluate
 from plan_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot
-from plan_jax.metrics import CNR_LIMIT, grounding_metrics
+from plan_jax.metrics.grounding import CNR_LIMIT, grounding_metrics
 from plan_jax.types import ImageFeatures, TextFeatures
 
 # What ../shared/spec names in every results file, and in that of each task.

@@ -24,6 +24,7 @@ LAYERS = (
     {"encoders", "data"},
     {"model"},
     {"sharding", "checkpoint", "weights"},
+    {"batches"},
     {"inference", "train"},
     {"evaluation", "plots", "gallery", "tables", "export"},
     {"ablation", "benchmark", "compilation"},

@@ -18,7 +18,7 @@ from plan_jax.evaluation.priors import Priors
 from plan_jax.evaluation.progress import in_chunks, progress
 from plan_jax.evaluation.readouts import Query, Readouts
 from plan_jax.inference import Plan
-from plan_jax.metrics import OWN_ABOVE_OTHERS, grounding_metrics, own_above_others, scorable
+from plan_jax.metrics.grounding import OWN_ABOVE_OTHERS, grounding_metrics, own_above_others, scorable
 from plan_jax.plots import Example
 
 SEED = 0  # of the bootstrap and the sample

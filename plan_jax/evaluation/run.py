@@ -13,6 +13,7 @@ from plan_jax.evaluation.zero_shot import evaluate_zero_shot
 from plan_jax.gallery import write_gallery
 from plan_jax.inference import Plan
 from plan_jax.plots import save_figure
+from plan_jax.sharding import make_mesh
 from plan_jax.tables import grounding_table
 
 FIGURE = 6  # examples in maps.png
@@ -43,7 +44,7 @@ def evaluate(
     path = workdir / "results" / f"{task}.json"
     if reuse and about.items() <= _results_in(path).items():
         return path
-    plan, records = Plan.load(workdir), open_split(directory, about["split"])
+    plan, records = Plan.load(workdir).over(make_mesh()), open_split(directory, about["split"])
     if task == "grounding":
         results, examples, scores = evaluate_grounding(plan, records, open_split(directory, "train"))
         path.parent.mkdir(exist_ok=True)
@@ -52,7 +53,7 @@ def evaluate(
         write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
         save_figure(workdir / "maps.png", examples[:FIGURE])
     else:
-        results = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](plan, records)
+        results, _ = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](plan, records)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps({**results, **about}, indent=2) + "\n")
