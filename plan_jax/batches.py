@@ -44,7 +44,9 @@ def _pieces(tree: Any, size: int, mesh: Mesh | None) -> Iterator[tuple[Any, int]
     count = len(jax.tree.leaves(tree)[0])
     shape = _shape(count, size, 1 if mesh is None else mesh.shape[DATA])
     for start in range(0, count, shape):
-        piece = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + shape], shape), tree)
+        piece = tree  # where it needs no cutting it may lie on a device, and stays there
+        if count != shape:
+            piece = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + shape], shape), tree)
         yield piece if mesh is None else jax.device_put(piece, over_data(mesh)), min(shape, count - start)
 
 

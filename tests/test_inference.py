@@ -119,6 +119,18 @@ def test_more_images_than_a_batch_are_scored_alike(plan):
     np.testing.assert_allclose(many[:, 0], np.resize(plan.similarity(few, PHRASES[:1])[:, 0], 70), atol=2e-6)
 
 
+def test_other_numbers_of_images_and_phrases_compile_nothing_new(plan, compilations):
+    def similarity(images: int, phrases: int):
+        squares = np.zeros((images, 32, 32, 1), np.uint8)
+        plan.score(plan.encode_images(squares), plan.encode_texts([f"nodule {n}" for n in range(phrases)]))
+
+    similarity(65, 270)
+    before = len(compilations)
+    for images, phrases in ((90, 300), (256, 257), (129, 65)):
+        similarity(images, phrases)
+    assert len(compilations) == before
+
+
 def test_eight_devices_answer_as_one(plan):
     images = [picture(40, 40, seed=seed) for seed in range(11)]
     spread = plan.over(make_mesh())

@@ -24,7 +24,7 @@ LAYERS = (
     {"encoders", "data"},
     {"model"},
     {"sharding", "checkpoint", "weights"},
-    {"batches"},
+    {"batches", "forward"},
     {"inference", "train"},
     {"evaluation", "plots", "gallery", "tables", "export"},
     {"ablation", "benchmark", "compilation"},

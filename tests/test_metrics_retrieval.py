@@ -138,6 +138,9 @@ def test_every_block_is_scored_once_and_those_of_own_pairs_once_more():
     metrics.retrieval_ranks(score_of, np.arange(40), np.arange(40), block=10)
     assert len(asked) == 4 + 16
     assert len(set(asked)) == 16
+    asked.clear()
+    metrics.retrieval_ranks(score_of, np.arange(40), np.arange(40), block=40)
+    assert asked == [(0, 0)]
 
 
 def test_pools_score_each_image_among_its_pool_only():

@@ -70,7 +70,8 @@ def statistics_of(samples: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict
     """The metrics of the given rows of `samples`.
 
     Queries are resampled, and each ranks the candidates of all rows, as in report retrieval. Prompts that ask are
-    fixed, and what is resampled are the images that they rank; every class counts the same, however many prompts it has.
+    fixed, and what is resampled are the images that they rank; every class counts the same, whatever its number of
+    prompts.
     """
     columns = {name: values for name, values in samples.items() if name.startswith("p@")}
     asking = None

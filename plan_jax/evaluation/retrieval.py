@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from plan_jax.data.records import Split
@@ -21,6 +22,7 @@ from plan_jax.metrics.retrieval import (
     retrieval_metrics,
     retrieval_ranks,
 )
+from plan_jax.types import ImageFeatures, TextFeatures
 
 SEED = 0  # of the pools
 POOLED = "_in_"  # R@1_..._in_1000: the column of a metric within pools
@@ -51,10 +53,7 @@ def evaluate_retrieval(plan: Plan, split: Split, *, scratch: Path | None = None)
     number: dict[str, int] = {}  # of each text, in the order of their first images
     owner = np.array([number.setdefault(images.reports[index], len(number)) for index in kept])
     texts = encode_reports(plan, list(number), scratch=scratch)
-
-    def score_of(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return plan.score(take(images.features, kept[rows]), take(texts, columns))
-
+    score_of = _Scores(plan, images.features, kept, texts)
     everything = np.arange(len(kept))
     ranks = retrieval_ranks(score_of, owner, everything, block=config.block, shown=_shown)
     samples = {"key": images.keys[kept], "patient": images.patients[kept]} | _columns(ranks, len(kept))
@@ -71,6 +70,19 @@ def evaluate_retrieval(plan: Plan, split: Split, *, scratch: Path | None = None)
     if "pools" in chance:
         results["pools"][str(config.pool)]["chance"] = chance["pools"]
     return results | {"n": len(kept), "pool": len(kept), "without_text": len(images.reports) - len(kept)}, samples
+
+
+class _Scores:
+    """The scores of a block. The images of the last one stay on the device, since blocks of one row follow another."""
+
+    def __init__(self, plan: Plan, images: ImageFeatures, kept: np.ndarray, texts: TextFeatures):
+        self._plan, self._images, self._kept, self._texts = plan, images, kept, texts
+        self._rows, self._placed = np.empty(0, int), images
+
+    def __call__(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        if not np.array_equal(rows, self._rows):
+            self._rows, self._placed = rows, jax.device_put(take(self._images, self._kept[rows]))
+        return self._plan.score(self._placed, take(self._texts, columns))
 
 
 def statistics_of(samples: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:

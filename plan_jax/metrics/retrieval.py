@@ -4,6 +4,7 @@ Scores are asked for block by block and turned into ranks at once, so that nothi
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -76,11 +77,15 @@ def retrieval_ranks(
         raise ValueError("a pool must hold at least one image")
     texts, first, own = np.unique(owner[images], return_index=True, return_inverse=True)
 
-    def scores(rows: slice, columns: slice) -> Float[np.ndarray, "i r"]:
-        found = np.asarray(score_of(images[rows], texts[columns]))
+    @functools.lru_cache(maxsize=1)  # both passes over a pool of one block want the same
+    def block_at(row: int, column: int) -> Float[np.ndarray, "i r"]:
+        found = np.asarray(score_of(images[row : row + block], texts[column : column + block]))
         if not np.isfinite(found).all():
             raise ValueError("retrieval scores must be finite")
         return found
+
+    def scores(rows: slice, columns: slice) -> Float[np.ndarray, "i r"]:
+        return block_at(rows.start, columns.start)
 
     of_image = np.concatenate([_own_scores(scores, rows, own, block) for rows in blocks(len(images), block)])
     of_text = np.full(len(texts), -np.inf)
