@@ -277,7 +277,8 @@ def counted(monkeypatch, evaluated, tmp_path):
     """A copy of the evaluated run, and how often retrieval is computed."""
     calls = []
 
-    def computed(plan, split):
+    def computed(plan, split, *, scratch):
+        del scratch
         calls.append((plan.step, split.name))
         return {"n": len(split)}, {}
 

@@ -6,17 +6,28 @@ from typing import Any
 import numpy as np
 
 from plan_jax.bootstrap import intervals_of
+from plan_jax.evaluation.progress import progress
 
 SEED = 0  # of the bootstrap
 
 
 def described(statistics: Callable[[np.ndarray], dict[str, float]], patients: np.ndarray, *, resamples: int) -> dict:
-    """Intervals over patients; the metric "per_class/edema/auroc" is found at ["per_class"]["edema"]["auroc"]."""
+    """Intervals over patients, with a progress bar.
+
+    The metric "per_class/edema/auroc" is found at ["per_class"]["edema"]["auroc"]; no class has a slash in its name.
+    """
+    bar = progress(range(resamples + 1), "bootstrap", "resample")
+
+    def shown(rows: np.ndarray) -> dict[str, float]:
+        next(bar, None)
+        return statistics(rows)
+
     found: dict[str, Any] = {}
-    for name, value in intervals_of(statistics, patients, resamples=resamples, seed=SEED).items():
+    for name, value in intervals_of(shown, patients, resamples=resamples, seed=SEED).items():
         *groups, metric = name.split("/")
         part = found
         for group in groups:
             part = part.setdefault(group, {})
         part[metric] = value
+    next(bar, None)  # ends it
     return found

@@ -53,7 +53,9 @@ def evaluate(
         write_gallery(workdir / "gallery.html", examples, title=title, summary=grounding_table(results))
         save_figure(workdir / "maps.png", examples[:FIGURE])
     else:
-        results, _ = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](plan, records)
+        results, _ = {"retrieval": evaluate_retrieval, "zero_shot": evaluate_zero_shot}[task](
+            plan, records, scratch=workdir
+        )
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps({**results, **about}, indent=2) + "\n")
