@@ -70,7 +70,7 @@ def other_value(name: str, value: object) -> object:
     if name == "data.mixture":
         return (("elsewhere", 2.0), ("further", 0.5))
     if isinstance(value, tuple):
-        return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
+        return (0.5, 0.25) if name.endswith(("early_temperatures", "fractions")) else (2, 1)
     if name.rpartition(".")[2] in SHARES:
         return value / 2 + 0.125  # pyright: ignore[reportOperatorIssue]
     return value + 1 if isinstance(value, int) else value + 0.25  # pyright: ignore[reportOperatorIssue]
@@ -188,6 +188,9 @@ def test_an_argument_that_is_no_override_is_refused_by_name(argument):
         ("augment.scale=1.5", "at least 0 and at most 1"),
         ("augment.rotation=90", "at least 0 and at most 45"),
         ("augment.gain=-0.1", "at least 0"),
+        ("evaluation.fractions=(0.1,1.5)", "above 0 and at most 1"),
+        ("evaluation.fractions=()", "above 0 and at most 1"),
+        ("evaluation.memory=-1.0", "at least 0"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_with_field_and_bound(override, bound):

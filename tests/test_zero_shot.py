@@ -8,12 +8,16 @@ from fakes import ByNumber, Records, data_set, record, values
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from plan_jax.bootstrap import intervals_of
+from plan_jax.data.build import build
 from plan_jax.data.covidx import CLASSES as COVIDX
+from plan_jax.data.fake import fake
 from plan_jax.data.records import open_split
 from plan_jax.errors import InputError
 from plan_jax.evaluation import zero_shot
 from plan_jax.evaluation.features import SplitImages, encode_split
+from plan_jax.evaluation.linear_probe import evaluate_linear_probe
 from plan_jax.evaluation.prompts import prompts_of
+from plan_jax.evaluation.retrieval import evaluate_retrieval
 from plan_jax.evaluation.zero_shot import class_scores, evaluate_zero_shot, statistics_of
 
 AVERAGES = {"auroc", "auprc", "accuracy", "precision_macro", "recall_macro", "f1_macro"}
@@ -154,6 +158,19 @@ def test_data_without_classes_or_records_is_refused(tmp_path):
         evaluate_zero_shot(plan, data_set(tmp_path, "openi", test=[record(1)])["test"])
     with pytest.raises(InputError, match="must hold records"):
         evaluate_zero_shot(plan, data_set(tmp_path, "siim", ["pneumothorax"], test=[])["test"])
+
+
+def test_a_built_data_set_of_exclusive_classes_is_scored_by_every_task(plan, tmp_path):
+    fake("covidx", out=tmp_path / "raw")
+    build("covidx", raw=tmp_path / "raw", out=tmp_path / "data", jobs=1)
+    split = open_split(tmp_path / "data", "test")
+    longer = dataclasses.replace(plan.config.data, max_tokens=128)  # the phantom's word pieces are letters here
+    plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=longer))
+    results, samples = evaluate_zero_shot(plan, split)
+    assert (results["classes"], results["n"]) == ("exclusive", len(split))
+    assert set(samples["labels"].sum(axis=1)) == {1}
+    assert evaluate_retrieval(plan, split)[0]["texts"] == "prompts"
+    assert "accuracy" in evaluate_linear_probe(plan, split)[0]
 
 
 def configured(plan, **fields):
