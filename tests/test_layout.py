@@ -25,6 +25,7 @@ LAYERS = (
     {"model"},
     {"sharding", "checkpoint", "weights"},
     {"inference", "train"},
+    {"detection"},
     {"evaluation", "plots", "gallery", "tables", "export"},
     {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
