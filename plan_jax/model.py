@@ -60,7 +60,7 @@ class PlanModel(nn.Module):
         return self.image_projection(self._maps(image, train=False)[1])
 
     def stage_maps(self, image: Num[Array, "I H W 1"], *, train: bool = False) -> list[Float[Array, "I _ _ _"]]:
-        """What the encoder gives: the map of every stage of a ResNet, fine to coarse; the local and the last of a ViT."""
+        """The map of every stage of a ResNet, fine to coarse; of a ViT, the local and the last."""
         pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
         return self.image_encoder(pixels, train=train)
 

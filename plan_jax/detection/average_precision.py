@@ -2,7 +2,7 @@
 
 pycocotools matches detections with true boxes, image by image; average precision is then the mean precision at 101
 recalls. `AveragePrecision` computes what `COCOeval.accumulate` would of a resample, in which an image may be drawn
-several times: every copy counts, and equal scores keep the order of the images.
+several times: every copy counts. Equal scores keep the order of the images, the copies of a detection side by side.
 """
 
 import contextlib
@@ -137,11 +137,7 @@ def _coco(boxes: ImageBoxes, images: int, classes: int) -> COCO:
 
 
 def comparable(found: ImageBoxes, truth: ImageBoxes, *, lowest_score: float) -> tuple[ImageBoxes, ImageBoxes]:
-    """What peers score: detections of `lowest_score` and more, and only images that have one of these and a true box.
-
-    An image without a finding then costs nothing however much is detected in it, nor does a finding in an image in
-    which nothing is: both lift the average.
-    """
+    """What MGCA scores: detections of `lowest_score` or more, and only images that have one of these and a true box."""
     found = found.of(found.score >= lowest_score)
     both = np.intersect1d(found.row, truth.row)
     return found.of(np.isin(found.row, both)), truth.of(np.isin(truth.row, both))

@@ -21,15 +21,16 @@ from plan_jax.train.state import TrainState
 def first_state(encoder: Any, *, config: Config, classes: int) -> TrainState:
     """The head before its first step, drawn from `detection.seed`."""
     size = config.detection.image_size
-    maps = _frozen_maps(encoder, jnp.zeros((1, size, size, 1), jnp.uint8), config)
-    variables = _head(config, classes).init(jax.random.key(config.detection.seed), maps, train=False)
+    image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.uint8)
+    maps = jax.eval_shape(functools.partial(_frozen_maps, config=config), encoder, image)
+    variables = _head(config, classes).lazy_init(jax.random.key(config.detection.seed), maps, train=False)
     params = variables["params"]
     # The state of AdamW does not depend on the learning rate.
     opt_state = _optimizer(config, 0.0).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "classes", "learning_rate"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "classes"), donate_argnames="state")
 def head_step(
     state: TrainState,
     encoder: Any,
@@ -38,13 +39,13 @@ def head_step(
     *,
     config: Config,
     classes: int,
-    learning_rate: float,
+    learning_rate: Float[Array, ""] | float,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """The next state of the head, whose buffers are donated, and the step's loss and its parts.
 
     The encoder (the variables of a PlanModel) is only read: no gradient, its BatchNorm by the running statistics.
     """
-    maps, head = _frozen_maps(encoder, image, config), _head(config, classes)
+    maps, head = _frozen_maps(encoder, image, config=config), _head(config, classes)
     anchors = anchors_of(config.detection, len(maps))
 
     def loss_of(params: Any) -> tuple[Array, tuple[dict[str, Array], Any]]:
@@ -64,13 +65,13 @@ def detect_batch(
     head: Any, encoder: Any, image: UInt8[Array, "I S S 1"], *, config: Config, classes: int
 ) -> Detections:
     """The boxes in films, by the variables of a head and of a PlanModel."""
-    maps = _frozen_maps(encoder, image, config)
+    maps = _frozen_maps(encoder, image, config=config)
     outputs: Any = _head(config, classes).apply(head, maps, train=False)
     anchors = anchors_of(config.detection, len(maps))
     return suppress(*decode(outputs, anchors=anchors, size=config.detection.image_size), config=config.detection)
 
 
-def _frozen_maps(encoder: Any, image: UInt8[Array, "I S S 1"], config: Config) -> list[Float[Array, "I _ _ _"]]:
+def _frozen_maps(encoder: Any, image: UInt8[Array, "I S S 1"], *, config: Config) -> list[Float[Array, "I _ _ _"]]:
     """The last stages that the head reads, fine to coarse."""
     maps: Any = PlanModel(config).apply(encoder, image, train=False, method="stage_maps")
     return maps[-scales_of(config) :]
@@ -80,6 +81,6 @@ def _head(config: Config, classes: int) -> YoloHead:
     return YoloHead(classes, config.detection.width)
 
 
-def _optimizer(config: Config, learning_rate: float) -> optax.GradientTransformation:
+def _optimizer(config: Config, learning_rate: Array | float) -> optax.GradientTransformation:
     """As torch's AdamW, which decays every parameter."""
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, weight_decay=config.detection.weight_decay)
