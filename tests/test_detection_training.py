@@ -13,8 +13,11 @@ from conftest import CONFIG, TINY
 from plan_jax.bootstrap import differences_of
 from plan_jax.checkpoint import saved_steps
 from plan_jax.config_file import read_config
+from plan_jax.data.build import build
+from plan_jax.data.fake_boxes import fake_rsna
 from plan_jax.data.image import decode_image, encode_png, letterbox_image
 from plan_jax.data.records import Phrase, Record, open_split
+from plan_jax.data.rsna import detection_split
 from plan_jax.data.text import Tokenizer
 from plan_jax.detection import fit
 from plan_jax.detection.average_precision import AveragePrecision, ImageBoxes, mean_precision
@@ -28,6 +31,7 @@ from plan_jax.detection.examples import (
     labelled_boxes,
     read_boxes,
 )
+from plan_jax.detection.films import detection_films
 from plan_jax.detection.fit import Head, fit_head, head_folder
 from plan_jax.detection.step import first_state, head_step
 from plan_jax.errors import InputError
@@ -114,8 +118,6 @@ def record(number: int, *phrases: Phrase, shape: tuple[int, int] = (20, 40)) -> 
 class Records(list):
     """Records in memory, read like a split."""
 
-    name = "train"
-
 
 def test_films_are_whole_in_the_order_that_was_asked_for_with_their_boxes():
     tall = Phrase("a", "nodule", boxes=((10.0, 4.0, 20.0, 12.0), (0.0, 0.0, 40.0, 20.0)))
@@ -164,6 +166,27 @@ def test_a_fraction_is_of_whole_patients_and_part_of_a_larger_one():
     assert all(row ^ 1 in found for found in rows.values() for row in found)
     assert fraction_of(patients, 0.1, seed=42).tolist() == sorted(rows[0.1])
     assert set(fraction_of(patients, 0.1, seed=1).tolist()) != rows[0.1]
+
+
+def test_rsna_is_dealt_into_the_splits_of_the_peers_for_detection(tmp_path):
+    fake_rsna(tmp_path / "raw", seed=0)
+    build("rsna", raw=tmp_path / "raw", out=tmp_path / "data")
+    names = ("train", "validation", "test")
+    films = dict(
+        zip(names, detection_films(tmp_path / "data", names, shown=lambda part: range(len(part))), strict=True)
+    )
+    built = {name: open_split(tmp_path / "data", name) for name in names}
+    known = {split[row].key: split[row] for split in built.values() for row in range(len(split))}
+    expected = detection_split([record.patient for record in known.values()], seed=0)
+    assert {key: name for name, part in films.items() for key in part.key} == {
+        key: expected[record.patient] for key, record in known.items()
+    }
+    assert len(films["train"].key) < len(built["train"])
+    for part in films.values():
+        assert [part.split[row].key for row in range(len(part.key))] == part.key.tolist()
+        assert part.boxes == tuple(labelled_boxes(known[key]) for key in part.key)
+    with pytest.raises(InputError, match="split must be one of test, train, validation"):
+        detection_films(tmp_path / "data", ("tune",), shown=lambda part: range(len(part)))
 
 
 # Training

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from plan_jax.data.image import decode_image, letterbox_image
-from plan_jax.data.records import Record, Split, read_manifest
+from plan_jax.data.records import Record, read_manifest
 from plan_jax.detection.average_precision import ImageBoxes
 from plan_jax.detection.loss import Boxes
 from plan_jax.errors import InputError
@@ -17,6 +19,14 @@ NAMELESS = "finding"  # the class of boxes whose phrase names none
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)  # batches that wait in memory
 
 Labelled = tuple[str, tuple[float, float, float, float]]  # class, box
+
+
+class Films(Protocol):
+    """What is read of a split."""
+
+    directory: Path
+
+    def __getitem__(self, index: int) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +39,7 @@ class SplitBoxes:
         boxes: of every record, each once, in pixels of the stored image.
     """
 
-    split: Split
+    split: Films
     key: Shaped[np.ndarray, " n"]
     patient: Shaped[np.ndarray, " n"]
     boxes: tuple[tuple[Labelled, ...], ...]
@@ -50,7 +60,7 @@ class SplitBoxes:
         )
 
 
-def read_boxes(split: Split, indices: Iterable[int]) -> SplitBoxes:
+def read_boxes(split: Films, indices: Iterable[int]) -> SplitBoxes:
     """The boxes of the records with these indices, which are all of the split (they may carry a progress bar)."""
     keys, patients, boxes = [], [], []
     for index in indices:

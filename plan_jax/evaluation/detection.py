@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from plan_jax.bootstrap import intervals_of
-from plan_jax.data.records import open_split, read_manifest
+from plan_jax.data.records import read_manifest
 from plan_jax.detection.average_precision import (
     THRESHOLDS,
     AveragePrecision,
@@ -23,7 +23,8 @@ from plan_jax.detection.average_precision import (
     mean_precision,
 )
 from plan_jax.detection.detect import detect
-from plan_jax.detection.examples import SplitBoxes, classes_of, read_boxes
+from plan_jax.detection.examples import classes_of
+from plan_jax.detection.films import detection_films
 from plan_jax.detection.fit import Head, fit_head, head_folder
 from plan_jax.errors import InputError
 from plan_jax.evaluation.progress import progress
@@ -40,7 +41,7 @@ def evaluate_detection(plan: Plan, directory: Path, workdir: Path, *, split: str
 
     Args:
         plan: the model whose encoder is used; its parameters stay as they are.
-        directory: a built data set with boxes in train, validation and `split`.
+        directory: a built data set with boxes in train, validation and `split` (RSNA: `detection_films`).
         workdir: the run, where heads are kept (`plan_jax.detection.fit`).
         split: what is scored.
 
@@ -48,7 +49,11 @@ def evaluate_detection(plan: Plan, directory: Path, workdir: Path, *, split: str
         The results, whose totals, classes and thresholds are those of the largest fraction, and all boxes: `truth/box`
         and so on, FRACTION/box of what is found.
     """
-    train, validation, tested = (_boxes_of(directory, name) for name in ("train", "validation", split))
+    train, validation, tested = detection_films(
+        directory,
+        ("train", "validation", split),
+        shown=lambda part: progress(range(len(part)), f"boxes ({part.name})", "image"),
+    )
     classes, name = classes_of(train), read_manifest(directory)["name"]
     truth = tested.truth(classes)
     if not len(truth.row):
@@ -133,11 +138,6 @@ def _described(samples: dict[str, np.ndarray], heads: dict[str, Head], resamples
             "compat_images": len(np.unique(left.row)),
         }
     return results
-
-
-def _boxes_of(directory: Path, name: str) -> SplitBoxes:
-    split = open_split(directory, name)
-    return read_boxes(split, progress(range(len(split)), f"boxes ({name})", "image"))
 
 
 def _columns(name: str, boxes: ImageBoxes) -> dict[str, np.ndarray]:
