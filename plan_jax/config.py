@@ -192,6 +192,41 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+    """A YOLOv3 detector on the frozen image encoder. Values are those of MGCA's detector where nothing else is said."""
+
+    image_size: int = 224  # side in pixels of the square that holds the whole film: data.crop does not apply; or 416
+    anchors: tuple[int, ...] = (  # width, height at 416 px (YOLOv3): three a scale, that of the coarsest map first
+        *(116, 90, 156, 198, 373, 326),
+        *(30, 61, 62, 45, 59, 119),
+        *(10, 13, 16, 30, 33, 23),
+    )
+    width: int = 512  # channels of the 1x1 blocks at the coarsest scale, halved at each finer one
+    xy_weight: float = 2.5  # of the cross-entropy of a box's centre within its cell
+    wh_weight: float = 2.5  # of the squared error of the logarithm of its size by its anchor's
+    object_weight: float = 1.0
+    background_weight: float = 0.5
+    class_weight: float = 1.0
+    ignore_iou: float = 0.5  # an anchor that is this much like a box in its cell is no background
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)  # shares of the training patients, each part of the next
+    seed: int = 42  # of the fractions, the first parameters and the order of the images
+    epochs: int = 50
+    patience: int = 10  # epochs without a better validation mAP after which training ends
+    batch_size: int = 16
+    learning_rate: float = 5e-4  # AdamW, constant
+    weight_decay: float = 1e-6
+    small_fraction: float = 0.01  # up to this share of the patients the values below hold
+    small_batch_size: int = 8
+    small_learning_rate: float = 2e-4  # on RSNA, and here on all others but
+    small_learning_rate_objects: float = 2.5e-4  # on Object-CXR
+    candidates: int = 300  # boxes of an image, those of highest score, that enter the suppression [ours]
+    kept: int = 100  # boxes of an image that may leave it, as in COCO
+    nms_iou: float = 0.5  # a box that overlaps a better one of its class so much is dropped
+    lowest_score: float = 0.001  # of a detection; a higher one cuts the recall [ours]
+    compat_score: float = 0.5  # of a detection in `map_compat`, which knows no others
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run needs to be repeated."""
 
@@ -205,6 +240,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    detection: DetectionConfig = DetectionConfig()
 
 
 def at_step(config: Config, step: int) -> Config:

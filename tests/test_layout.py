@@ -26,6 +26,7 @@ LAYERS = (
     {"sharding", "checkpoint", "weights"},
     {"batches", "forward"},
     {"inference", "train"},
+    {"detection"},
     {"evaluation", "plots", "gallery", "tables", "export"},
     {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
