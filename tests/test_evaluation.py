@@ -12,7 +12,7 @@ from plan_jax.checkpoint import latest_step
 from plan_jax.config import Config, EvaluationConfig
 from plan_jax.data.records import Phrase, manifest_hash, open_split
 from plan_jax.errors import InputError
-from plan_jax.evaluation import grounding, run
+from plan_jax.evaluation import grounding, retrieval
 from plan_jax.evaluation.grounding import Sample, box_mask, evaluate_grounding
 from plan_jax.evaluation.priors import PRIORS
 from plan_jax.evaluation.run import evaluate
@@ -280,9 +280,9 @@ def counted(monkeypatch, evaluated, tmp_path):
     def computed(plan, split, *, scratch):
         del scratch
         calls.append((plan.step, split.name))
-        return {"n": len(split)}, {}
+        return {"n": len(split)}, {"patient": np.zeros(len(split))}
 
-    monkeypatch.setattr(run, "evaluate_retrieval", computed)
+    monkeypatch.setattr(retrieval, "evaluate_retrieval", computed)
     return shutil.copytree(evaluated, tmp_path / "run"), calls
 
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"batches", "forward"},
     {"inference", "train"},
     {"detection"},
-    {"evaluation", "plots", "gallery", "tables", "export"},
+    {"evaluation", "plots", "gallery", "figure_page", "tables", "export"},
     {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from plan_jax.bootstrap import intervals_of
-from plan_jax.evaluation.progress import progress
+from plan_jax.evaluation.progress import with_bar
 
 SEED = 0  # of the bootstrap
 
@@ -16,12 +16,7 @@ def described(statistics: Callable[[np.ndarray], dict[str, float]], patients: np
 
     The metric "per_class/edema/auroc" is found at ["per_class"]["edema"]["auroc"]; no class has a slash in its name.
     """
-    bar = progress(range(resamples + 1), "bootstrap", "resample")
-
-    def shown(rows: np.ndarray) -> dict[str, float]:
-        next(bar, None)
-        return statistics(rows)
-
+    shown = with_bar(statistics, resamples + 1, "bootstrap", "resample")
     found: dict[str, Any] = {}
     for name, value in intervals_of(shown, patients, resamples=resamples, seed=SEED).items():
         *groups, metric = name.split("/")
@@ -29,5 +24,4 @@ def described(statistics: Callable[[np.ndarray], dict[str, float]], patients: np
         for group in groups:
             part = part.setdefault(group, {})
         part[metric] = value
-    next(bar, None)  # ends it
     return found

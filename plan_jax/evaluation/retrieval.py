@@ -29,7 +29,7 @@ POOLED = "_in_"  # R@1_..._in_1000: the column of a metric within pools
 
 
 def evaluate_retrieval(plan: Plan, split: Split, *, scratch: Path | None = None) -> tuple[dict, dict[str, np.ndarray]]:
-    """R@k and median rank both ways, on the full split and on random pools, chance beside; see `plan_jax.tables`.
+    """R@k and median rank both ways, on the full split and on random pools, chance beside; see `plan_jax.tables.files`.
 
     Identical reports count as one. Records without a word of report are left out and counted as "without_text". A data
     set whose classes exclude each other is scored by class instead (`plan_jax.evaluation.class_retrieval`).

@@ -23,7 +23,7 @@ TUNED_ON = "validation"
 
 
 def evaluate_zero_shot(plan: Plan, split: Split, *, scratch: Path | None = None) -> tuple[dict, dict[str, np.ndarray]]:
-    """Metrics of every class and on average; see `plan_jax.tables`.
+    """Metrics of every class and on average; see `plan_jax.tables.files`.
 
     Where the classes exclude each other, the class of the highest score is chosen. Else a class is called present from
     the threshold on that has the best F1 on the validation split; a data set without that split has no accuracy and no
