@@ -53,4 +53,11 @@ def get_config(level: str = "easy"):
     config.evaluation.local_weight = 1.0
     config.evaluation.prompt = "there is {}."  # a bare noun is unlike any sentence that the text encoder has read
     config.evaluation.untrained = True
+    config.evaluation.pool = 200  # the test split has fewer than 1000 films
+
+    config.detection.image_size = config.data.image_size
+    config.detection.width = 64
+    config.detection.fractions = (1.0,)
+    config.detection.epochs = 6
+    config.detection.learning_rate = 3e-3
     return config

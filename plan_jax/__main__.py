@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from plan_jax import __version__
 from plan_jax.commands.data import add_build, add_fake
+from plan_jax.commands.results import add_evaluate, add_figures, add_tables
 from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_benchmark, add_compile
 from plan_jax.errors import InputError
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = make_parser()
     call, overrides = parser.parse_known_args(arguments)
-    if overrides and call.command not in ("train", "ablate", "compile"):
+    if overrides and call.command not in ("train", "evaluate", "ablate", "compile"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     call.overrides = overrides
     _quiet_libraries()
@@ -67,9 +68,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_build(commands)
     add_fake(commands)
     _add_train(commands)
-    _add_evaluate(commands)
+    add_evaluate(commands)
     _add_ground(commands)
-    _add_tables(commands)
+    add_tables(commands)
+    add_figures(commands)
     _add_export(commands)
     add_ablate(commands)
     add_benchmark(commands)
@@ -105,48 +107,6 @@ def _train(call: argparse.Namespace) -> int:
         return 1
     done = int(state.step) >= config.train.steps
     print(f"{call.workdir}: step {int(state.step)}, " + ("finished" if done else "saved; the same command continues"))
-    return 0
-
-
-def _add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "evaluate",
-        help="score a run on held-out data",
-        description="Scores the newest checkpoint of a run and writes RUN/results/TASK.json: every metric with its 95% "
-        "bootstrap interval over patients. grounding also writes RUN/gallery.html and scores the priors that a "
-        "grounding number must beat.",
-    )
-    parser.add_argument(
-        "tasks",
-        nargs="+",
-        choices=("grounding", "retrieval", "zero_shot"),
-        metavar="TASK",
-        help="one or more of grounding, retrieval, zero_shot",
-    )
-    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a folder that build wrote (default: the training data)"
-    )
-    parser.add_argument(
-        "--split", choices=("train", "tune", "validation", "test"), help="default: evaluation.split of the run"
-    )
-    parser.add_argument("--reuse", action="store_true", help="keep a results file of this very checkpoint and data")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, an object per task")
-    parser.add_argument("--quiet", action="store_true", help="write the files only; `tables` prints them")
-    parser.set_defaults(run=_evaluate)
-
-
-def _evaluate(call: argparse.Namespace) -> int:
-    from plan_jax.evaluation.run import evaluate
-
-    for task in call.tasks:
-        path = evaluate(task, call.workdir, data=call.data, split=call.split, reuse=call.reuse)
-        if call.json:
-            print(path.read_text(), end="")
-    if not call.json and not call.quiet:
-        from plan_jax.tables import render, results_tables
-
-        print(render(results_tables([call.workdir], tasks=call.tasks)), end="")
     return 0
 
 
@@ -195,24 +155,6 @@ def _ground(call: argparse.Namespace) -> int:
         f"{call.out}: peak at column {column}, row {row} of {found.map.shape[1]} x {found.map.shape[0]} pixels, "
         f"similarity {found.map.max():.3f}; score of image and phrase {found.score:.3f}"
     )
-    return 0
-
-
-def _add_tables(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "tables",
-        help="print the results of runs as tables",
-        description="Prints the tables of RUN/results/*.json.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--format", choices=("text", "md", "tex", "csv", "html"), default="text")
-    parser.set_defaults(run=_tables)
-
-
-def _tables(call: argparse.Namespace) -> int:
-    from plan_jax.tables import render, results_tables
-
-    print(render(results_tables(call.runs), format=call.format), end="")
     return 0
 
 

@@ -173,16 +173,57 @@ class EvaluationConfig:
     """How held-out data is scored."""
 
     split: str = choice("test", "train", "tune", "validation", "test")
-    batch_size: int = 64
-    pool: int = 200  # retrieval is also scored on pools of this size; 0 scores the full pool only
+    batch_size: int = 64  # images or texts that are encoded or grounded at once
+    block: int = 256  # images and texts that are scored against each other at once
+    memory: float = 4.0  # GiB of a split's features that are kept in memory; more lies in temporary files
+    pool: int = 1000  # retrieval is also scored on pools of this size (LIMITR); 0 scores the full pool only
     bootstrap: int = 1000
     global_weight: float = 0.5  # of the cosine of global features in an image-text score
     local_weight: float = 0.5  # of the local similarity in an image-text score
+    prompt_aggregation: str = choice("mean", "mean", "max")  # of a class's prompts; max: GLoRIA
+    # of zero-shot scores; over the test set: GLoRIA, so that a score depends on the other images
+    normalise: str = choice("none", "none", "zscore_over_test_set")
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)  # of the training patients, for the linear probe (GLoRIA, MGCA)
     prompt: str = "{}"  # the sentence that a phrase is put into before it is grounded, as reports would say it [ours]
     competition: float = 0.5  # eta, how much a map gives way to those of other findings (`competition` read-out) [ours]
     competition_temperature: float = 0.1
     untrained: bool = False  # also score a freshly initialised network
     gallery: int = 24  # examples in gallery.html
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+    """A YOLOv3 detector on the frozen image encoder. Values are those of MGCA's detector where nothing else is said."""
+
+    image_size: int = 224  # side in pixels of the square that holds the whole film: data.crop does not apply; or 416
+    anchors: tuple[int, ...] = (  # width, height at 416 px (YOLOv3): three a scale, that of the coarsest map first
+        *(116, 90, 156, 198, 373, 326),
+        *(30, 61, 62, 45, 59, 119),
+        *(10, 13, 16, 30, 33, 23),
+    )
+    width: int = 512  # channels of the 1x1 blocks at the coarsest scale, halved at each finer one
+    xy_weight: float = 2.5  # of the cross-entropy of a box's centre within its cell
+    wh_weight: float = 2.5  # of the squared error of the logarithm of its size by its anchor's
+    object_weight: float = 1.0
+    background_weight: float = 0.5
+    class_weight: float = 1.0
+    ignore_iou: float = 0.5  # an anchor that is this much like a box in its cell is no background
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)  # shares of the training patients, each part of the next
+    seed: int = 42  # of the fractions, the first parameters and the order of the images
+    epochs: int = 50
+    patience: int = 10  # epochs without a better validation mAP after which training ends
+    batch_size: int = 16
+    learning_rate: float = 5e-4  # AdamW, constant
+    weight_decay: float = 1e-6
+    small_fraction: float = 0.01  # up to this share of the patients the values below hold
+    small_batch_size: int = 8
+    small_learning_rate: float = 2e-4  # on RSNA, and here on all others but
+    small_learning_rate_objects: float = 2.5e-4  # on Object-CXR
+    candidates: int = 300  # boxes of an image, those of highest score, that enter the suppression [ours]
+    kept: int = 100  # boxes of an image that may leave it, as in COCO
+    nms_iou: float = 0.5  # a box that overlaps a better one of its class so much is dropped
+    lowest_score: float = 0.001  # of a detection; a higher one cuts the recall [ours]
+    compat_score: float = 0.5  # of a detection in `map_compat`, which knows no others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +240,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    detection: DetectionConfig = DetectionConfig()
 
 
 def at_step(config: Config, step: int) -> Config:

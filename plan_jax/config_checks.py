@@ -11,6 +11,7 @@ FIELD_CHOICES = "choices"
 MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")  # every other whole number is a size
 # Numbers from 0 to 1.
 SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout", "crop", "scale")
+SHARES += ("ignore_iou", "nms_iou", "lowest_score", "compat_score", "small_fraction")
 MOST = dict.fromkeys(SHARES, 1.0) | {"rotation": 45.0}  # further round, left would become right
 Source = tuple[str, float]  # a folder that build wrote, and how often it is drawn from, relative to the others
 Rule = tuple[str, float, float]  # pattern of a parameter's path, factor of its learning rate, of its weight decay
@@ -92,5 +93,11 @@ def _check_range(name: str, value: typing.Any, where: str) -> None:
     elif name == "early_temperatures":
         if any(type(each) is not float or not math.isfinite(each) or each <= 0 for each in value):
             raise InputError(f"{where} must be numbers above 0, got {value}; write it as (0.5,0.25) or ()")
+    elif name == "fractions":
+        shares = all(type(each) is float and 0 < each <= 1 for each in value)
+        if not value or not shares or list(value) != sorted(set(value)):
+            raise InputError(
+                f"{where} must be rising numbers above 0 and at most 1, got {value}; write it as (0.1,1.0)"
+            )
     elif type(value) is tuple and (not value or any(type(size) is not int or size < 1 for size in value)):
         raise InputError(f"{where} must be whole numbers of at least 1, got {value}; write it as (2,1)")

@@ -1,5 +1,6 @@
 """A config file and its overrides from the command line, as the dataclasses that the code reads."""
 
+import dataclasses
 import difflib
 import runpy
 from collections.abc import Sequence
@@ -24,21 +25,39 @@ def read_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     path, arguments_of_file = (Path(f"{file}.py"), (variant,)) if colon else (Path(path), ())
     if not path.is_file():
         raise InputError(f"--config must be a Python file, got {path}; choose one of configs/*.py")
+    return freeze(_overridden(_run_file(path, arguments_of_file), overrides))
+
+
+def with_overrides(config: Config, overrides: Sequence[str], *, groups: Sequence[str]) -> Config:
+    """A run's configuration with overrides of fields in these groups only.
+
+    Raises:
+        InputError: an override is of another group, names no field or has the wrong type.
+    """
+    for override in overrides:
+        group = override.partition("=")[0].removeprefix("--config.").partition(".")[0]
+        if override.startswith("--config.") and group not in groups:
+            raise InputError(
+                f"only fields of {' and '.join(groups)} may be overridden for a trained run, got {override!r}; "
+                "leave it out or train with it"
+            )
+    return freeze(_overridden(ConfigDict(dataclasses.asdict(config)).lock(), overrides)) if overrides else config
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     known = [name for name, _ in _leaves(default_config())]
     for override in overrides:
         _check_override(override, known)
     values = flags.FlagValues()
-    arguments = ["train", *overrides]
-    holder = config_flags.DEFINE_config_dict(
-        "config", _run_file(path, arguments_of_file), flag_values=values, sys_argv=arguments
-    )
+    arguments = ["plan_jax", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
     except (flags.Error, ValueError, TypeError) as error:
         raise InputError(
             f"overrides must fit the type of their field, got {_line(error)}; see plan_jax/config.py"
         ) from error
-    return freeze(holder.value)
+    return holder.value
 
 
 def _run_file(path: Path, arguments: tuple[str, ...]) -> ConfigDict:

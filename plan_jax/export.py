@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from plan_jax.config import TextEncoderConfig, save_config
 from plan_jax.encoders.bert import TOKEN_TYPES
 from plan_jax.errors import InputError
+from plan_jax.forward import grounding_maps
 from plan_jax.geometry import loaded_side
-from plan_jax.inference import Plan, grounding_maps
+from plan_jax.inference import Plan
 from plan_jax.model import GRAY_MEAN, GRAY_STD, PlanModel
 from plan_jax.weights import own
 from plan_jax.weights.links import give

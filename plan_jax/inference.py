@@ -9,16 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
 
-from plan_jax.alignment.reference import clean_map, compete, grounding_map, soft_regions
+from plan_jax import forward
+from plan_jax.alignment.reference import compete
+from plan_jax.batches import in_batches, over_pairs
 from plan_jax.checkpoint import latest_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config
 from plan_jax.data.image import model_input, read_image
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
-from plan_jax.losses import image_text_score
-from plan_jax.model import PlanModel, initial_variables
+from plan_jax.model import initial_variables
+from plan_jax.sharding import replicated
 from plan_jax.types import ImageFeatures, TextFeatures
 from plan_jax.weights import own
 from plan_jax.weights.pretrained import starting_variables
@@ -68,12 +70,16 @@ class WordMaps:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A model with its tokenizer and parameters, ready to score and to ground."""
+    """A model with its tokenizer and parameters, ready to score and to ground.
+
+    Features and scores lie on the host as numpy arrays. With a `mesh` (see `over`) its devices share the work.
+    """
 
     config: Config
     tokenizer: Tokenizer
     variables: Any
     step: int
+    mesh: Mesh | None = None
 
     @staticmethod
     def load(directory: str | Path) -> "Plan":
@@ -94,7 +100,12 @@ class Plan:
 
     def untrained(self) -> "Plan":
         """The same model before its first step: random, but for the published weights that it began with."""
-        return dataclasses.replace(self, variables=starting_variables(self.config)[0], step=0)
+        fresh = dataclasses.replace(self, variables=starting_variables(self.config)[0], step=0)
+        return fresh if self.mesh is None else fresh.over(self.mesh)
+
+    def over(self, mesh: Mesh) -> "Plan":
+        """The same model spread over the devices of a mesh (`plan_jax.sharding`): each has a part of the images."""
+        return dataclasses.replace(self, variables=jax.device_put(self.variables, replicated(mesh)), mesh=mesh)
 
     def similarity(self, images: Sequence[Image], phrases: Sequence[str]) -> np.ndarray:
         """How well every phrase, as it is, fits every image: [I R], a weighted sum of global and local similarity."""
@@ -143,7 +154,7 @@ class Plan:
         gray = _gray(image)
         square, letterbox = model_input(gray, self.config.data)
         features = self.encode_images(square[None, ..., None])
-        maps, importance = _ground_words(features, self.encode_texts([text], truncate=True), config=self.config)
+        maps, importance = forward.ground_words(features, self.encode_texts([text], truncate=True), config=self.config)
         count = len(tokens.words)
         return WordMaps(
             maps=np.stack(
@@ -157,8 +168,11 @@ class Plan:
 
     def encode_images(self, images: np.ndarray) -> ImageFeatures:
         """Features of model inputs [I H W 1] uint8, computed in batches of one compiled shape."""
-        encode = functools.partial(_encode_image, self.variables, config=self.config)
-        return _batched(encode, (images,), self.config.evaluation.batch_size)
+        return self._in_batches(functools.partial(forward.encode_image, self.variables, config=self.config), images)
+
+    def encoder_features(self, images: np.ndarray) -> np.ndarray:
+        """[I C] the image encoder's last map, averaged, of model inputs [I H W 1] uint8: what a linear probe reads."""
+        return self._in_batches(functools.partial(forward.encoder_features, self.variables, config=self.config), images)
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextFeatures:
         """Features of texts; one that is longer than the text encoder reads is an error unless `truncate`."""
@@ -166,8 +180,8 @@ class Plan:
         tokens = [self._tokens(text, truncate=truncate) for text in texts]
         names = ("token_ids", "word_ids", "token_mask", "sentence_ids")
         columns = tuple(np.stack([getattr(t, name) for t in tokens]) for name in names)
-        encode = functools.partial(_encode_text, self.variables, config=self.config)
-        return _batched(encode, columns, self.config.evaluation.batch_size)
+        encode = functools.partial(forward.encode_text, self.variables, config=self.config)
+        return self._in_batches(encode, *columns)
 
     def encode_phrases(self, phrases: Sequence[str]) -> TextFeatures:
         """Features of phrases to be grounded, each put into the sentence of `evaluation.prompt`."""
@@ -175,31 +189,34 @@ class Plan:
 
     def score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Image-text scores [I R] of features."""
-        score = functools.partial(_score, config=self.config)
-        return np.asarray(_batched(lambda part: score(part, texts), (images,), self.config.evaluation.batch_size))
+        score = functools.partial(forward.score, config=self.config)
+        return over_pairs(score, images, texts, size=self.config.evaluation.block, mesh=self.mesh)
 
     def ground_features(self, images: ImageFeatures, texts: TextFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Grounding maps [R h w] and word importances [R L] of text r in image r."""
-        ground = functools.partial(_ground, config=self.config)
-        maps, importance = _batched(ground, (images, texts), self.config.evaluation.batch_size)
-        return np.asarray(maps).reshape(len(maps), *images.grid), np.asarray(importance)
+        ground = functools.partial(forward.ground, config=self.config)
+        maps, importance = self._in_batches(ground, images, texts)
+        return maps.reshape(len(maps), *images.grid), importance
 
     def ground_all(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Grounding maps [I R h w] of every text in every image."""
-        ground = functools.partial(_ground_all, config=self.config)
-        maps = np.asarray(_batched(lambda part: ground(part, texts), (images,), self.config.evaluation.batch_size))
+        ground = functools.partial(forward.ground_all, config=self.config)
+        maps = over_pairs(ground, images, texts, size=self.config.evaluation.batch_size, mesh=self.mesh)
         return maps.reshape(*maps.shape[:2], *images.grid)
 
     def global_maps(self, images: np.ndarray, texts: TextFeatures, image_of: np.ndarray) -> np.ndarray:
         """[R h w] how much each cell of image `image_of[r]` adds to its global similarity with text r."""
-        encode = functools.partial(_global_cells, self.variables, config=self.config)
-        cells = np.asarray(_batched(encode, (images,), self.config.evaluation.batch_size))
+        encode = functools.partial(forward.global_cells, self.variables, config=self.config)
+        cells = self._in_batches(encode, images)
         return np.einsum("rhwd,rd->rhw", cells[image_of], np.asarray(texts.pooled))
 
     def with_alignment(self, **fields: Any) -> "Plan":
         """The same model with other values of some fields of `config.alignment`, such as rounds."""
         alignment = dataclasses.replace(self.config.alignment, **fields)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, alignment=alignment))
+
+    def _in_batches(self, function: Callable, *arguments: Any) -> Any:
+        return in_batches(function, arguments, size=self.config.evaluation.batch_size, mesh=self.mesh)
 
     def _prompted(self, phrase: str) -> str:
         if not any(letter.isalnum() for letter in phrase):
@@ -210,80 +227,6 @@ class Plan:
     def _tokens(self, text: str, *, truncate: bool):
         data = self.config.data
         return self.tokenizer.encode(text, max_tokens=data.max_tokens, max_words=data.max_words, truncate=truncate)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _encode_image(variables: Any, images: Array, *, config: Config) -> Any:
-    return PlanModel(config).apply(variables, images, method="encode_image")
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _encode_text(variables: Any, *columns: Array, config: Config) -> Any:
-    return PlanModel(config).apply(variables, *columns, method="encode_text")
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _score(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Float[Array, "I R"]:
-    return image_text_score(images, texts, config=config)
-
-
-def grounding_maps(
-    images: ImageFeatures, texts: TextFeatures, *, config: Config
-) -> tuple[Float[Array, "B N"], Float[Array, "B L"]]:
-    """The map of text b in image b, and the importance of its words."""
-
-    def one(patch, word, word_logit, mask):
-        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
-        found = grounding_map(regions, mask[:, None], config=config.alignment)
-        return found[0], regions.word_importance[:, 0]
-
-    return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
-
-
-_ground = jax.jit(grounding_maps, static_argnames="config")
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _ground_words(
-    images: ImageFeatures, texts: TextFeatures, *, config: Config
-) -> tuple[Float[Array, "B L N"], Float[Array, "B L"]]:
-    def one(patch, word, word_logit, mask):
-        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
-        return clean_map(regions.similarity, config=config.alignment), regions.word_importance[:, 0]
-
-    return jax.vmap(one)(images.patch, texts.word, texts.word_logit, texts.mask)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _ground_all(images: ImageFeatures, texts: TextFeatures, *, config: Config) -> Float[Array, "I R N"]:
-    def one(patch, word, word_logit, mask):
-        regions = soft_regions(word, patch, word_logit, mask[:, None], config=config.alignment)
-        return grounding_map(regions, mask[:, None], config=config.alignment)[0]
-
-    every = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, None))
-    return every(images.patch, texts.word, texts.word_logit, texts.mask)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _global_cells(variables: Any, images: Array, *, config: Config) -> Any:
-    return PlanModel(config).apply(variables, images, method="global_cells")
-
-
-def _batched(function: Callable, arguments: tuple, size: int) -> Any:
-    """`function` over the first axis in padded pieces: of `size`, or of the next power of two where there are fewer."""
-    count = jax.tree.leaves(arguments)[0].shape[0]
-    size = min(size, 1 << (count - 1).bit_length())
-    parts = []
-    for start in range(0, count, size):
-        piece = jax.tree.map(lambda leaf, rows=slice(start, start + size): _padded(leaf[rows], size), arguments)
-        parts.append(function(*piece))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
-
-
-def _padded(leaf: Any, size: int) -> Any:
-    """The first axis filled up to `size` with copies of the last row."""
-    missing = size - leaf.shape[0]
-    return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
 
 def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

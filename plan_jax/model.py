@@ -59,6 +59,15 @@ class PlanModel(nn.Module):
         """The last map's cells, projected: their mean is the global feature before it is normalised."""
         return self.image_projection(self._maps(image, train=False)[1])
 
+    def encoder_features(self, image: Num[Array, "I H W 1"]) -> Float[Array, "I C"]:
+        """The mean of the last map before its projection: 2048 numbers of a ResNet-50."""
+        return self._maps(image, train=False)[1].mean(axis=(1, 2))
+
+    def stage_maps(self, image: Num[Array, "I H W 1"], *, train: bool = False) -> list[Float[Array, "I _ _ _"]]:
+        """The map of every stage of a ResNet, fine to coarse; of a ViT, the local and the last."""
+        pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
+        return self.image_encoder(pixels, train=train)
+
     def _maps(self, image: Num[Array, "I H W 1"], *, train: bool) -> tuple[Array, Array]:
         """The local and the last map of the image encoder [I h w C], in float32.
 
@@ -66,8 +75,7 @@ class PlanModel(nn.Module):
             InputError: image_encoder.local_stage is no stage of the ResNet or no block of the ViT.
         """
         settings = self.config.image_encoder
-        pixels = (image.astype(jnp.float32) / 255 - GRAY_MEAN) / GRAY_STD
-        maps = self.image_encoder(pixels, train=train)
+        maps = self.stage_maps(image, train=train)
         chosen = 1 if settings.kind == "vit" else settings.local_stage  # a ViT returns these two only
         if chosen > len(maps):
             raise InputError(

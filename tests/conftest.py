@@ -103,6 +103,23 @@ def other_data(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def compilations():
+    """One entry for each program that XLA compiles from here on."""
+    import jax
+
+    seen = []
+
+    def listen(event, duration, **about):
+        del about
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 class Trained(NamedTuple):
     """A finished run of the phantom's configuration made tiny: 300 steps in one go."""
 

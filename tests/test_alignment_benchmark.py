@@ -21,7 +21,7 @@ from plan_jax.benchmark.alignment import (
 )
 from plan_jax.benchmark.classic import find_torch
 from plan_jax.benchmark.measure import Case, measure
-from plan_jax.tables import render
+from plan_jax.tables.render import render
 
 SMALL = {"B": 4, "L": 6, "N": 9, "D": 5}
 

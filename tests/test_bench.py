@@ -35,7 +35,7 @@ from plan_jax.encoders.resnet import receptive_field
 from plan_jax.errors import InputError
 from plan_jax.geometry import Letterbox
 from plan_jax.model import initial_variables
-from plan_jax.tables import render
+from plan_jax.tables.render import render
 
 WHOLE = DataConfig(image_size=64, crop=1.0)
 SMALL = ("--config.image_encoder.width=8", "--config.alignment.dim=16")

@@ -19,7 +19,7 @@ from plan_jax.checkpoint import saved_steps
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "phantom.py")
-COMMANDS = ("build", "train", "evaluate", "ground", "tables")
+COMMANDS = ("build", "train", "evaluate", "ground", "tables", "figures")
 PHRASE = "nodule in the left upper zone"
 
 
@@ -324,17 +324,17 @@ def test_a_model_is_evaluated_on_data_that_it_did_not_train_on(trained, boxless,
     call = ["evaluate", "retrieval", "--workdir", str(run), "--data", str(boxless), "--split", "train", "--json"]
     assert main(call) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed) == json.loads((run / "results" / "retrieval.json").read_text())
+    assert json.loads(printed) == json.loads((run / "results" / "retrieval_covid_cxr.json").read_text())
     assert json.loads(printed)["n"] == 10 - 1
     assert main(["tables", str(run)]) == 0
-    assert "Retrieval (n = 9" in capsys.readouterr().out
+    assert "Retrieval on covid_cxr (n = 9" in capsys.readouterr().out
 
 
 def test_an_interruption_is_said_in_one_line(monkeypatch, tmp_path, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plan_jax.tables.results_tables", interrupted)
+    monkeypatch.setattr("plan_jax.tables.paper.paper_tables", interrupted)
     assert main(["tables", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "plan_jax: interrupted\n"
 

@@ -441,7 +441,7 @@ def test_a_step_sends_its_gradients_once(rows, tiny):
 
 
 def test_the_table_and_its_notes_say_what_is_in_the_rows(rows):
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     refused = rows[1] | report._refused("RESOURCE_EXHAUSTED: needs (17.5G) of 16G") | {"fits": False}
     refused |= {"memory_bytes": 16 * GIB}

@@ -70,6 +70,8 @@ def other_value(name: str, value: object) -> object:
     if name == "data.mixture":
         return (("elsewhere", 2.0), ("further", 0.5))
     if isinstance(value, tuple):
+        if name.endswith("fractions"):
+            return (0.25, 0.5)
         return (0.5, 0.25) if name.endswith("early_temperatures") else (2, 1)
     if name.rpartition(".")[2] in SHARES:
         return value / 2 + 0.125  # pyright: ignore[reportOperatorIssue]
@@ -188,6 +190,9 @@ def test_an_argument_that_is_no_override_is_refused_by_name(argument):
         ("augment.scale=1.5", "at least 0 and at most 1"),
         ("augment.rotation=90", "at least 0 and at most 45"),
         ("augment.gain=-0.1", "at least 0"),
+        ("evaluation.fractions=(0.1,1.5)", "above 0 and at most 1"),
+        ("evaluation.fractions=()", "above 0 and at most 1"),
+        ("evaluation.memory=-1.0", "at least 0"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_with_field_and_bound(override, bound):
@@ -360,6 +365,12 @@ def test_the_rounds_begin_after_their_share_of_the_steps_and_inference_always_ha
 def test_an_early_temperature_that_divides_nothing_is_refused(value):
     with pytest.raises(InputError, match="early_temperatures must be numbers above 0"):
         read_config(PHANTOM, [f"--config.alignment.early_temperatures={value}"])
+
+
+@pytest.mark.parametrize("value", ["()", "(0.0,1.0)", "(0.5,1.5)", "(1.0,0.5)", "(0.5,0.5)", "(1,)"])
+def test_fractions_are_rising_shares(value):
+    with pytest.raises(InputError, match=r"detection\.fractions must be rising numbers above 0"):
+        read_config(PHANTOM, [f"--config.detection.fractions={value}"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pydicom
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 from pydicom import uid
 
 import plan_jax
-from plan_jax.data.image import read_image
+from plan_jax.data.image import model_input, read_image
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
+from plan_jax.sharding import make_mesh
 
 PHRASES = ("nodule in the left upper zone", "fracture", "no effusion is seen")
 
@@ -115,6 +117,42 @@ def test_more_images_than_a_batch_are_scored_alike(plan):
     few = [picture(32, 32, seed=seed) for seed in range(4)]
     many = plan.similarity([few[index % 4] for index in range(70)], PHRASES[:1])
     np.testing.assert_allclose(many[:, 0], np.resize(plan.similarity(few, PHRASES[:1])[:, 0], 70), atol=2e-6)
+
+
+def test_other_numbers_of_images_and_phrases_compile_nothing_new(plan, compilations):
+    def similarity(images: int, phrases: int):
+        squares = np.zeros((images, 32, 32, 1), np.uint8)
+        plan.score(plan.encode_images(squares), plan.encode_texts([f"nodule {n}" for n in range(phrases)]))
+
+    similarity(65, 270)
+    before = len(compilations)
+    for images, phrases in ((90, 300), (256, 257), (129, 65)):
+        similarity(images, phrases)
+    assert len(compilations) == before
+
+
+def test_eight_devices_answer_as_one(plan):
+    images = [picture(40, 40, seed=seed) for seed in range(11)]
+    spread = plan.over(make_mesh())
+    assert len(jax.tree.leaves(spread.variables)[0].sharding.device_set) == len(jax.devices()) == 8
+    np.testing.assert_allclose(spread.similarity(images, PHRASES), plan.similarity(images, PHRASES), atol=1e-5)
+    squares = np.stack([model_input(image, plan.config.data)[0] for image in images])[..., None]
+    np.testing.assert_allclose(spread.encoder_features(squares), plan.encoder_features(squares), atol=1e-5)
+    features, texts = spread.encode_images(squares), spread.encode_phrases(PHRASES * 4)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((features, texts)))
+    pairs = features, jax.tree.map(lambda leaf: leaf[:11], texts)
+    np.testing.assert_allclose(spread.ground_features(*pairs)[0], plan.ground_features(*pairs)[0], atol=1e-5)
+    fresh = spread.untrained()
+    assert len(jax.tree.leaves(fresh.variables)[0].sharding.device_set) == 8
+
+
+def test_the_features_of_a_probe_are_those_before_the_projection(plan):
+    squares = np.stack([picture(32, 32, seed=seed) for seed in range(3)])[..., None]
+    found = plan.encoder_features(squares)
+    head = plan.variables["params"]["image_projection"]
+    projected = found @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(plan.encode_images(squares).pooled, expected, atol=1e-5)
 
 
 def test_files_and_arrays_may_be_mixed(plan, tmp_path):

@@ -27,7 +27,7 @@ from plan_jax.data.image import decode_image, encode_jpeg, encode_png, letterbox
 from plan_jax.data.text import Tokenizer
 from plan_jax.geometry import loaded_side
 from plan_jax.model import PlanModel
-from plan_jax.tables import render
+from plan_jax.tables.render import render
 from plan_jax.train.state import create_state, make_optimizer
 from plan_jax.train.step import train_step
 

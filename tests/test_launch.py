@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-OPTIONS = {"demo.sh": ("--quick", "--out", "--dry-run", "--help"), "test.sh": ("--dry-run", "--help")}
+OPTIONS = {
+    "demo.sh": ("--quick", "--out", "--dry-run", "--help"),
+    "reproduce.sh": ("--quick", "--out", "--train-data", "--config", "--data", "--no-ablation", "--dry-run", "--help"),
+    "test.sh": ("--dry-run", "--help"),
+}
 
 
 def bash(script: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,9 +54,17 @@ def test_help_names_the_options_and_needs_no_environment(script, tmp_path):
     assert [option for option in (*OPTIONS[script], "PLAN_VENV") if option not in done.stdout] == []
 
 
-@pytest.mark.parametrize("arguments", [["--fast"], ["--out"], ["--out", ""], ["runs/x"]])
-def test_demo_refuses_a_wrong_call_in_one_line(arguments):
-    done = bash(LAUNCH / "demo.sh", *arguments)
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        *(("demo.sh", wrong) for wrong in (["--fast"], ["--out"], ["--out", ""], ["runs/x"])),
+        *(("reproduce.sh", ["--data", wrong]) for wrong in ("", "ms_cxr", "=x", "ms_cxr=", "nothing=x")),
+        ("reproduce.sh", ["--train-data"]),
+        ("reproduce.sh", ["--config"]),
+    ],
+)
+def test_a_wrong_call_is_refused_in_one_line(script, arguments):
+    done = bash(LAUNCH / script, *arguments)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
@@ -67,6 +79,49 @@ def test_demo_runs_every_step_in_order_and_starts_nothing_in_a_dry_run(tmp_path)
     assert evaluate == ["evaluate", "grounding", "retrieval", "zero_shot", "--workdir", str(out), "--reuse", "--quiet"]
     assert tables == ["tables", str(out)]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reproduce_runs_every_step_in_order_on_phantoms(tmp_path):
+    out = tmp_path / "out"
+    commands = plan_commands(dry_run(LAUNCH / "reproduce.sh", "--out", str(out)))
+    assert [words[0] for words in commands] == [
+        *("build", "train", "evaluate", "figures", "ablate", "tables", "figures", "tables"),
+    ]
+    build, train, evaluate, figures, ablate, compare, arm_figures, tables = commands
+    assert build == ["build", "phantom", "--out", f"{out}/phantoms"]
+    assert f"--config.data.dir={out}/phantoms" in train
+    assert f"--config.data.dir={out}/phantoms" in ablate
+    assert evaluate[1:6] == ["grounding", "retrieval", "zero_shot", "detection", "linear_probe"]
+    assert {"--reuse", "--quiet"} <= set(evaluate)
+    assert figures[1:3] == ["--workdir", f"{out}/run"]
+    runs = [f"{out}/ablation/runs/{arm}/seed_0" for arm in ablate[ablate.index("--arms") + 1].split(",")]
+    assert compare == ["tables", runs[0], runs[-1], "--compare"]
+    assert arm_figures[2] in runs
+    assert tables == ["tables", f"{out}/run"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quick_reproduce_is_the_same_path_smaller_and_has_its_own_folder():
+    quick, full = (plan_commands(dry_run(LAUNCH / "reproduce.sh", *options)) for options in (["--quick"], []))
+    assert [words[0] for words in quick] == [words[0] for words in full]
+    assert quick[-1] == ["tables", str(ROOT / "runs" / "reproduce_quick" / "run")]
+    assert "--size" in quick[0]
+
+
+def test_reproduce_scores_each_real_data_set_on_its_tasks(tmp_path):
+    options = ["--train-data", "mimic_cxr=my data/mimic", "--config", "configs/plan_r50.py", "--no-ablation"]
+    options += ["--data", "ms_cxr=a b", "--data", "rsna=/built/rsna"]
+    commands = plan_commands(dry_run(LAUNCH / "reproduce.sh", *options, cwd=tmp_path))
+    train, *scored, figures, rsna, _ = commands
+    assert train[:3] == ["train", "--config", "configs/plan_r50.py"]
+    assert f"--config.data.dir={tmp_path}/my data/mimic" in train
+    asked = {words[words.index("--data") + 1]: words[1 : words.index("--workdir")] for words in (*scored, rsna)}
+    assert asked == {
+        f"{tmp_path}/my data/mimic": ["retrieval"],
+        f"{tmp_path}/a b": ["grounding"],
+        "/built/rsna": ["zero_shot", "detection", "linear_probe"],
+    }
+    assert figures[-1].endswith("figures_ms_cxr.html")
 
 
 def test_demo_writes_into_the_project_unless_told_otherwise(tmp_path):

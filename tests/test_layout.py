@@ -24,8 +24,10 @@ LAYERS = (
     {"encoders", "data"},
     {"model"},
     {"sharding", "checkpoint", "weights"},
+    {"batches", "forward"},
     {"inference", "train"},
-    {"evaluation", "plots", "gallery", "tables", "export"},
+    {"detection"},
+    {"evaluation", "plots", "gallery", "figure_page", "tables", "export"},
     {"ablation", "benchmark", "compilation"},
     {"__init__", "__main__", "commands"},
 )

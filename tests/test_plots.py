@@ -12,7 +12,7 @@ import pytest
 
 from plan_jax.gallery import write_gallery
 from plan_jax.plots import BOX, Example, contrast, overlay, save_figure, save_overlay, with_boxes
-from plan_jax.tables import grounding_table
+from plan_jax.tables.results import grounding_table
 
 HOSTILE = '<script>alert("x")</script> & $\\frac$ </p><img src=x onerror=y>'
 
@@ -24,7 +24,9 @@ def example(phrase="a nodule", *, pointing=1.0, shape=(16, 16)):
 
 
 def test_pictures_are_loaded_without_matplotlib():
-    code = "import sys, plan_jax.plots, plan_jax.gallery, plan_jax.tables; sys.exit('matplotlib' in sys.modules)"
+    code = (
+        "import sys, plan_jax.plots, plan_jax.gallery, plan_jax.tables.results; sys.exit('matplotlib' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
 
 

@@ -4,7 +4,7 @@ import pytest
 from plan_jax.data.records import Phrase
 from plan_jax.errors import InputError
 from plan_jax.evaluation.priors import PRIORS, Priors, centre_prior
-from plan_jax.metrics import grounding_metrics
+from plan_jax.metrics.grounding import grounding_metrics
 
 
 def mask_at(row, column, shape=(8, 10)):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from plan_jax.errors import InputError
-from plan_jax.tables import grounding_table, render, results_tables
+from plan_jax.tables.render import render
+from plan_jax.tables.results import grounding_table, results_tables
 
 
 def span(value):

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 
 from plan_jax.bootstrap import LEVELS
 from plan_jax.errors import InputError
-from plan_jax.tables import HARDEST
+from plan_jax.tables.results import HARDEST
 
 METRICS = ("cnr_signed", "pointing", "own_above_others")
 BEFORE_ROUNDS = "round_0"

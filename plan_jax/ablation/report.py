@@ -13,7 +13,9 @@ from plan_jax.ablation.compare import METRICS, PRIOR, Scores, compare
 from plan_jax.ablation.study import PHRASES, RESULTS, Study, Trial, finished, speed
 from plan_jax.config import config_hash
 from plan_jax.errors import InputError
-from plan_jax.tables import METHODS, Column, Table, render
+from plan_jax.tables.model import Column, Table
+from plan_jax.tables.render import render
+from plan_jax.tables.results import METHODS
 
 FIGURES = (
     Column("signed CNR", "cnr_signed", 2),

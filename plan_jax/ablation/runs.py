@@ -16,7 +16,7 @@ from plan_jax.ablation.study import Study, Trial, choose_steps, finished
 from plan_jax.data.build import build
 from plan_jax.data.records import manifest_hash
 from plan_jax.errors import InputError
-from plan_jax.tables import Table
+from plan_jax.tables.model import Table
 
 Runner = Callable[[Trial, Place, threading.Event], Failure | None]
 

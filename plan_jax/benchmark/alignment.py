@@ -17,7 +17,7 @@ from plan_jax.benchmark import measure
 from plan_jax.benchmark.classic import find_torch
 from plan_jax.benchmark.measure import ONE_CORE, Case
 from plan_jax.evaluation.progress import progress
-from plan_jax.tables import Column, Table
+from plan_jax.tables.model import Column, Table
 
 SHAPES: tuple[dict[str, Any], ...] = (
     {"D": 768, "N": 361, "L": 32},

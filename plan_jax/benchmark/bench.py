@@ -27,9 +27,9 @@ from plan_jax.evaluation.grounding import box_mask
 from plan_jax.evaluation.progress import progress
 from plan_jax.evaluation.readouts import covered
 from plan_jax.geometry import Letterbox
-from plan_jax.metrics import auroc, cnr, pointing, scorable
+from plan_jax.metrics.grounding import auroc, cnr, pointing, scorable
 from plan_jax.model import GRAY_MEAN, GRAY_STD, PatchProjection
-from plan_jax.tables import Cell, Column, Table
+from plan_jax.tables.model import Cell, Column, Table
 from plan_jax.train.state import TrainState, make_optimizer
 
 IMAGES, STEPS = 4000, 300

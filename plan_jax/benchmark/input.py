@@ -23,7 +23,7 @@ from plan_jax.benchmark.loaders import BATCHES, OURS, STAGES, TORCH, Work, open_
 from plan_jax.benchmark.measure import ONE_CORE
 from plan_jax.benchmark.torch_loader import format_of, write_files
 from plan_jax.config import Config
-from plan_jax.tables import Column, Table
+from plan_jax.tables.model import Column, Table
 
 FORMATS = ("png", "jpeg")
 SIZES = (256, 224)  # sides of the loaded square: 256 as by default, and one that is no half of a film of 512

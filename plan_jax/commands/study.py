@@ -41,7 +41,7 @@ def _ablate(call: argparse.Namespace) -> int:
     config = read_config(call.config, call.overrides)
     from plan_jax.ablation.runs import ablate
     from plan_jax.ablation.study import Study
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     study = Study(config, tuple(call.arms.split(",")), call.seeds, call.out, call.split, call.size)
     outcome = ablate(study, jobs=call.jobs, equal_time=call.equal_time, report_only=call.report_only)
@@ -105,7 +105,7 @@ def _alignment(call: argparse.Namespace) -> int:
         save_sweep,
         sweep_lines,
     )
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     rows = benchmark_alignment(quick=call.quick)
     save_sweep(call.out / "alignment.png", rows)
@@ -129,7 +129,7 @@ def _input(call: argparse.Namespace) -> int:
     config = read_config(call.config) if call.config else None
     from plan_jax.ablation.places import devices_here
     from plan_jax.benchmark.input import benchmark_input, input_lines, input_table
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     config = config or read_config(PHANTOM if devices_here()[0] == "cpu" else LARGE)
     rows = benchmark_input(config, data=call.data, quick=call.quick)
@@ -151,7 +151,7 @@ def _bench(call: argparse.Namespace) -> int:
 
     configs = {level: read_config(f"{call.config or PHANTOM}:{level}") for level in call.level or LEVELS}
     from plan_jax.benchmark.bench import bench, bench_tables, bench_verdicts
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     rows = bench(configs, quick=call.quick)
     if call.json:
@@ -210,7 +210,7 @@ def _compile(call: argparse.Namespace) -> int:
         rows_of,
     )
     from plan_jax.compilation.topology import parse_topology
-    from plan_jax.tables import render
+    from plan_jax.tables.render import render
 
     rows = []
     programs = (call.program,) if call.program else ("alignment", "step")

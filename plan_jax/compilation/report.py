@@ -18,7 +18,7 @@ from plan_jax.compilation.topology import GIB, Topology, devices_of
 from plan_jax.config import Config
 from plan_jax.errors import InputError
 from plan_jax.sharding import make_mesh
-from plan_jax.tables import Cell, Column, Table
+from plan_jax.tables.model import Cell, Column, Table
 
 COLUMNS = (
     Column("topology", "topology"),

@@ -1,24 +1,24 @@
 """Phrase grounding: does the map of a phrase light up inside its true boxes, and more than a prior's does?"""
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from plan_jax.bootstrap import interval
 from plan_jax.config import Config
 from plan_jax.data.image import decode_image
-from plan_jax.data.records import Phrase, Split
+from plan_jax.data.records import Phrase, Record, Split
 from plan_jax.errors import InputError
 from plan_jax.evaluation.priors import Priors
 from plan_jax.evaluation.progress import in_chunks, progress
 from plan_jax.evaluation.readouts import Query, Readouts
 from plan_jax.inference import Plan
-from plan_jax.metrics import OWN_ABOVE_OTHERS, grounding_metrics, own_above_others, scorable
+from plan_jax.metrics.grounding import OWN_ABOVE_OTHERS, grounding_metrics, own_above_others, scorable
 from plan_jax.plots import Example
 
 SEED = 0  # of the bootstrap and the sample
@@ -31,42 +31,41 @@ class Scores:
     """The metrics of every phrase, by method.
 
     Attributes:
-        patient, category, located: of each phrase, [n].
+        record, patient, category, located: of each phrase, [n]; `record` is the image's index in its split.
         metrics: method -> metric -> [n]; `own_above_others` is NaN where the image shows nothing else.
     """
 
+    record: Int[np.ndarray, " n"]
     patient: Shaped[np.ndarray, " n"]
     category: Shaped[np.ndarray, " n"]
     located: Bool[np.ndarray, " n"]
     metrics: dict[str, dict[str, Float[np.ndarray, " n"]]]
 
-    def save(self, path: Path) -> None:
-        """An npz without objects: patient, category, located and METHOD/METRIC."""
-        columns: dict[str, Any] = {"patient": self.patient, "category": self.category, "located": self.located}
+    def columns(self) -> dict[str, Shaped[np.ndarray, " n"]]:
+        """What is saved, and what `statistics_of` reads: record, patient, category, located and METHOD/METRIC."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in ("record", "patient", "category", "located")}
         for method, row in self.metrics.items():
             columns |= {f"{method}/{metric}": values.astype(np.float32) for metric, values in row.items()}
-        partial = path.with_suffix(".tmp.npz")
-        np.savez_compressed(partial, **columns)
-        partial.replace(path)
+        return columns
 
 
-def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, list[Example], Scores]:
+def evaluate_grounding(plan: Plan, split: Split, train: Split | None) -> tuple[dict, list[Example], Scores]:
     """Metrics of the model's read-outs, of the priors and, if configured, of the untrained network.
 
     Args:
         plan: the model.
         split: what is scored; its images and maps are not kept, so that it may be larger than memory.
-        train: where the priors are estimated.
+        train: where the priors are estimated; without it, or without boxes there, those that need none are scored.
 
     Returns:
-        The results as laid out in `plan_jax.tables`; `evaluation.gallery` queries with their maps, drawn at random and
-        not by success; and the metrics of every phrase.
+        The results as laid out in `plan_jax.tables.files`; `evaluation.gallery` queries with their maps, drawn at
+        random and not by success; and the metrics of every phrase.
     """
-    priors = Priors.fit((q.phrase.category, q.phrase.side, q.phrase.zone, q.truth) for q in queries(train, "priors"))
+    priors = _fitted(train)
     readouts = Readouts(plan, priors.categories)
     untrained = Readouts(plan.untrained(), ()) if plan.config.evaluation.untrained else None
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
-    asked: list[tuple[str, Phrase]] = []
+    asked: list[tuple[int, str, Phrase]] = []
     sample = Sample(plan.config.evaluation.gallery)
     for batch in in_chunks(queries(split, "grounding"), plan.config.evaluation.batch_size):
         found = readouts.maps(batch)
@@ -76,16 +75,26 @@ def evaluate_grounding(plan: Plan, split: Split, train: Split) -> tuple[dict, li
             maps = {name: every[number] for name, every in found.items()}
             maps |= priors.maps(query.phrase, example=len(asked), shape=query.truth.shape)
             for name, grounding_map in maps.items():
-                rows[name].append(_metrics(grounding_map, query))
-            asked.append((query.patient, query.phrase))
-            sample.offer(_example(query, maps, {name: every[-1] for name, every in rows.items()}))
+                rows[name].append(metrics_of(grounding_map, query))
+            sample.offer(example_of(query, maps, {name: every[-1] for name, every in rows.items()}))
+            asked.append((query.record, query.patient, query.phrase))
     if not asked:
         raise InputError(f"{split} must hold phrases with boxes, got none; grounding needs a data set with boxes")
     scores = _scores(rows, asked)
     return _results(scores, plan.config), sample.kept, scores
 
 
-def _metrics(grounding_map: Float[np.ndarray, "H W"], query: Query) -> dict[str, float]:
+def _fitted(train: Split | None) -> Priors:
+    """Priors of the training split, or those that need none where it has no phrase with a place."""
+    if train is None:
+        return Priors.unfitted()
+    masks = ((q.phrase.category, q.phrase.side, q.phrase.zone, q.truth) for q in queries(train, "priors"))
+    first = next(masks, None)
+    return Priors.unfitted() if first is None else Priors.fit(itertools.chain([first], masks))
+
+
+def metrics_of(grounding_map: Float[np.ndarray, "H W"], query: Query) -> dict[str, float]:
+    """All metrics of one map; `own_above_others` is NaN where the image shows nothing else."""
     own = own_above_others(grounding_map, query.truth, query.others)
     return grounding_metrics(grounding_map, query.truth) | {OWN_ABOVE_OTHERS: own}
 
@@ -106,7 +115,8 @@ class Sample:
             self.kept[place] = example
 
 
-def _example(query: Query, maps: dict[str, np.ndarray], rows: dict[str, dict[str, float]]) -> Example:
+def example_of(query: Query, maps: dict[str, np.ndarray], rows: dict[str, dict[str, float]]) -> Example:
+    """What is drawn of a query, from its maps and their metrics by read-out."""
     rounds = [name for name in maps if name.startswith("round_")]
     steps = [*rounds, "trained"] if rounds else []
     return Example(
@@ -124,13 +134,19 @@ def _example(query: Query, maps: dict[str, np.ndarray], rows: dict[str, dict[str
 def queries(split: Split, task: str) -> Iterator[Query]:
     """Every phrase of a split with a region that can be scored, with a progress bar named `task`."""
     for index in progress(range(len(split)), f"{task} ({split.name})", "image"):
-        record = split[index]
-        image = decode_image(record.image, name=record.key)
-        regions = [(phrase, box_mask(phrase.boxes, *image.shape)) for phrase in record.phrases]
-        regions = [(phrase, truth) for phrase, truth in regions if scorable(truth)]
-        for phrase, truth in regions:
-            others = tuple(other for rival, other in regions if rival.category != phrase.category)
-            yield Query(index, record.patient, phrase, image, truth, others)
+        yield from queries_of(split[index], index)
+
+
+def queries_of(record: Record, index: int) -> Iterator[Query]:
+    """Those of one record, whose index in its split is `index`; without boxes the film is not decoded."""
+    if not any(phrase.boxes for phrase in record.phrases):
+        return
+    image = decode_image(record.image, name=record.key)
+    regions = [(phrase, box_mask(phrase.boxes, *image.shape)) for phrase in record.phrases]
+    regions = [(phrase, truth) for phrase, truth in regions if scorable(truth)]
+    for phrase, truth in regions:
+        others = tuple(other for rival, other in regions if rival.category != phrase.category)
+        yield Query(index, record.patient, phrase, image, truth, others)
 
 
 def box_mask(boxes: tuple[tuple[float, float, float, float], ...], height: int, width: int) -> Bool[np.ndarray, "H W"]:
@@ -142,11 +158,32 @@ def box_mask(boxes: tuple[tuple[float, float, float, float], ...], height: int, 
     return mask
 
 
-def _scores(rows: dict[str, list[dict[str, float]]], asked: list[tuple[str, Phrase]]) -> Scores:
+def statistics_of(
+    samples: Mapping[str, Shaped[np.ndarray, " n"]],
+) -> Callable[[Int[np.ndarray, " m"]], dict[str, float]]:
+    """The trained network's averages over the given phrases, macro over their categories, from `Scores.columns`."""
+    names, category = np.unique(samples["category"], return_inverse=True)
+    columns = {name.removeprefix("trained/"): samples[name] for name in samples if name.startswith("trained/")}
+
+    def statistics(rows: Int[np.ndarray, " m"]) -> dict[str, float]:
+        means = {}
+        for metric, values in columns.items():
+            known = rows[np.isfinite(values[rows])]
+            counts = np.bincount(category[known], minlength=len(names))
+            totals = np.bincount(category[known], weights=values[known], minlength=len(names))
+            if len(known):
+                means[metric] = float((totals[counts > 0] / counts[counts > 0]).mean())
+        return means
+
+    return statistics
+
+
+def _scores(rows: dict[str, list[dict[str, float]]], asked: list[tuple[int, str, Phrase]]) -> Scores:
     return Scores(
-        patient=np.array([patient for patient, _ in asked]),
-        category=np.array([phrase.category for _, phrase in asked]),
-        located=np.array([phrase.located for _, phrase in asked]),
+        record=np.array([record for record, _, _ in asked]),
+        patient=np.array([patient for _, patient, _ in asked]),
+        category=np.array([phrase.category for _, _, phrase in asked]),
+        located=np.array([phrase.located for _, _, phrase in asked]),
         metrics={
             name: {metric: np.array([row[metric] for row in every]) for metric in every[0]}
             for name, every in rows.items()
@@ -187,9 +224,10 @@ def _results(scores: Scores, config: Config) -> dict:
     for name in ("competition", *BEATEN):
         if name in found:
             results[name] |= parts(found[name])
-    leads = {name: {m: trained[m] - found[name][m] for m in LEADING} for name in BEATEN}
-    results["lead"] = {
-        name: {**averages(lead, everything), **parts(lead), "per_class": per_class(lead)}
-        for name, lead in leads.items()
-    }
+    leads = {name: {m: trained[m] - found[name][m] for m in LEADING} for name in BEATEN if name in found}
+    if leads:
+        results["lead"] = {
+            name: {**averages(lead, everything), **parts(lead), "per_class": per_class(lead)}
+            for name, lead in leads.items()
+        }
     return results

@@ -63,6 +63,11 @@ class Priors:
             raise InputError("grounding priors need training phrases with boxes or masks, got none; build such data")
         return cls(grid=grid, means={key: totals[key] / counts[key] for key in totals})
 
+    @classmethod
+    def unfitted(cls) -> "Priors":
+        """Those that need no training masks: chance and centre."""
+        return cls(grid=(0, 0), means={})
+
     @property
     def categories(self) -> tuple[str, ...]:
         """What kinds of finding the training split has, in alphabetical order."""
@@ -71,18 +76,19 @@ class Priors:
     def maps(
         self, phrase: Phrase, *, example: int, shape: tuple[int, int] | None = None
     ) -> dict[str, Float[np.ndarray, "H W"]]:
-        """The maps named in PRIORS for one phrase, of size `shape` (default: the grid).
+        """The maps named in PRIORS for one phrase, of size `shape` (default: the grid); unfitted, the first two.
 
         `image_blind_prior` knows the category and what the phrase says of side and zone, `image_blind_told_prior` is
         told the true side and zone even where the phrase is silent. `chance` is noise drawn anew for each `example`
         (its index): with one noise map for all, chance would hang on where that map's peak happens to lie.
         """
         shape = shape or self.grid
+        known = {"chance": np.random.default_rng(example).random(shape), "centre_prior": centre_prior(shape)}
+        if not self.means:
+            return known
         said = set(re.findall(r"\w+", phrase.text.lower()))
         side, zone = (word if word in said else "" for word in (phrase.side, phrase.zone))
-        return {
-            "chance": np.random.default_rng(example).random(shape),
-            "centre_prior": centre_prior(shape),
+        return known | {
             "phrase_blind_prior": resize_map(self.mean("", "", ""), shape),
             "image_blind_type_prior": resize_map(self.mean(phrase.category, "", ""), shape),
             "image_blind_prior": resize_map(self.mean(phrase.category, side, zone), shape),

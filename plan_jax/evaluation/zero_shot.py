@@ -1,68 +1,106 @@
 """Zero-shot finding presence: does the prompt of a class score higher on the images that show it?"""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
-from plan_jax.bootstrap import intervals_of
 from plan_jax.data.records import Split, open_split, read_manifest
-from plan_jax.errors import InputError
-from plan_jax.evaluation.features import SplitImages, encode_split
+from plan_jax.evaluation.described import described
+from plan_jax.evaluation.features import SplitImages, check_labels, classes_of, encode_split, is_single_label
 from plan_jax.evaluation.prompts import prompts_of
 from plan_jax.inference import Plan
-from plan_jax.metrics import pick_threshold, zero_shot_metrics
+from plan_jax.metrics.classification import (
+    chosen,
+    classification_metrics,
+    pick_threshold,
+    scorable_classes,
+    standardised,
+)
 
-SEED = 0  # of the bootstrap
+TUNED_ON = "validation"
 
 
-def evaluate_zero_shot(plan: Plan, split: Split) -> dict:
-    """AUROC, accuracy and F1 of every class and on average; see `plan_jax.tables`.
+def evaluate_zero_shot(plan: Plan, split: Split, *, scratch: Path | None = None) -> tuple[dict, dict[str, np.ndarray]]:
+    """Metrics of every class and on average; see `plan_jax.tables.files`.
 
-    A class's score is the mean over its prompts, whatever the other images are; its threshold is the best F1 of the
-    validation split. `chance` gives every image the same score.
+    Where the classes exclude each other, the class of the highest score is chosen. Else a class is called present from
+    the threshold on that has the best F1 on the validation split; a data set without that split has no accuracy and no
+    F1 ("thresholds": "none"). `chance` gives every image the same score.
+
+    Returns:
+        The results; and per image the scores and labels that `statistics_of` reads.
     """
-    classes = tuple(read_manifest(split.directory)["classes"])
-    if not classes:
-        raise InputError(f"{split.directory} must have classes, got none; zero_shot needs a data set with labels")
-    validation = encode_split(plan, open_split(Path(split.directory), "validation"), "thresholds")
-    tuned = class_scores(plan, validation, classes)
-    thresholds = np.array(
-        [pick_threshold(*column) for column in zip(tuned.T, _labels(validation, classes).T, strict=True)]
-    )
+    classes, single = classes_of(split, "zero_shot"), is_single_label(split)
+    data_set = read_manifest(split.directory)["name"]
+    images = encode_split(plan, split, "zero_shot", scratch=scratch)
+    scores, labels = class_scores(plan, images, classes, data_set), images.label_matrix(classes)
+    thresholds = None
+    if single:
+        check_labels(labels, split)
+    else:
+        thresholds = _thresholds(plan, split, classes, scratch)
+    samples = {
+        "key": images.keys,
+        "patient": images.patients,
+        "scores": scores,
+        "labels": labels,
+        "classes/names": np.array(classes),
+        "classes/exclusive": np.array(single),
+        "classes/thresholds": np.full(len(classes), np.nan) if thresholds is None else thresholds,
+    }
+    resamples = plan.config.evaluation.bootstrap
+    results = {"per_class": {}} | described(statistics_of(samples), images.patients, resamples=resamples)
+    kept = scorable_classes(labels, single=single)
+    results["excluded"] = [name for name, keep in zip(classes, kept, strict=True) if not keep]
+    results["chance"] = _chance(labels, classes, single=single, thresholds=thresholds)
+    results["classes"] = "exclusive" if single else "independent"
+    results["thresholds"] = "none" if thresholds is None else TUNED_ON
+    return results | {"n": len(scores)}, samples
 
-    images = encode_split(plan, split, "zero_shot")
-    scores, labels = class_scores(plan, images, classes), _labels(images, classes)
-    results = _described(scores, labels, thresholds, classes, images.patients, plan.config.evaluation.bootstrap)
-    constant = zero_shot_metrics(np.zeros_like(scores), labels, np.zeros(len(classes)), classes)
-    results["chance"] = {name: value for name, value in constant.items() if name not in ("per_class", "excluded")}
-    return results | {"n": len(scores)}
+
+def statistics_of(samples: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, float]]:
+    """The metrics of the given rows of `samples`."""
+    scores, labels, thresholds = samples["scores"], samples["labels"], samples["classes/thresholds"]
+    single, classes = bool(samples["classes/exclusive"]), [str(name) for name in samples["classes/names"]]
+    predicted = chosen(scores) if single else None if np.isnan(thresholds).any() else scores >= thresholds
+
+    def statistics(rows: np.ndarray) -> dict[str, float]:
+        called = None if predicted is None else predicted[rows]
+        return classification_metrics(scores[rows], labels[rows], called, classes, single=single)
+
+    return statistics
 
 
-def class_scores(plan: Plan, images: SplitImages, classes: tuple[str, ...]) -> np.ndarray:
-    """[I C]: the mean score over each class's prompts."""
-    prompts = [prompts_of(name) for name in classes]
+def class_scores(
+    plan: Plan, images: SplitImages, classes: tuple[str, ...], data_set: str = ""
+) -> Float[np.ndarray, "I C"]:
+    """The mean score over each class's prompts, or the highest; of an image alone, unless they are normalised."""
+    config = plan.config.evaluation
+    prompts = [prompts_of(name, data_set) for name in classes]
     scores = plan.score(images.features, plan.encode_texts([text for group in prompts for text in group]))
     ends = np.cumsum([len(group) for group in prompts])[:-1]
-    return np.stack([part.mean(axis=1) for part in np.split(scores, ends, axis=1)], axis=1)
+    merge = {"mean": np.mean, "max": np.max}[config.prompt_aggregation]
+    merged = np.stack([merge(part, axis=1) for part in np.split(scores, ends, axis=1)], axis=1)
+    return merged if config.normalise == "none" else standardised(merged)
 
 
-def _labels(images: SplitImages, classes: tuple[str, ...]) -> np.ndarray:
-    """[I C]: which classes are present."""
-    return np.array([[name in present for name in classes] for present in images.labels])
+def _thresholds(
+    plan: Plan, split: Split, classes: tuple[str, ...], scratch: Path | None
+) -> Float[np.ndarray, " C"] | None:
+    """The threshold of each class, picked on the validation split; None where the data set has none."""
+    manifest = read_manifest(split.directory)
+    if not manifest["splits"].get(TUNED_ON, {}).get("records"):
+        return None
+    images = encode_split(plan, open_split(split.directory, TUNED_ON), "thresholds", scratch=scratch)
+    scores, labels = class_scores(plan, images, classes, manifest["name"]), images.label_matrix(classes)
+    return np.array([pick_threshold(*column) for column in zip(scores.T, labels.T, strict=True)])
 
 
-def _described(scores, labels, thresholds, classes, patients, resamples) -> dict:
-    """Macro averages and classes, each with an interval over patients, and the classes without both labels."""
-
-    def flat(rows: np.ndarray) -> dict[str, float]:
-        metrics = zero_shot_metrics(scores[rows], labels[rows], thresholds, classes)
-        excluded, per_class = metrics.pop("excluded"), metrics.pop("per_class")
-        del excluded
-        return metrics | {f"{name}\n{metric}": v for name, row in per_class.items() for metric, v in row.items()}
-
-    described: dict = {"per_class": {}}
-    for name, value in intervals_of(flat, patients, resamples=resamples, seed=SEED).items():
-        group, _, metric = name.rpartition("\n")
-        (described["per_class"].setdefault(group, {}) if group else described)[metric] = value
-    described["excluded"] = zero_shot_metrics(scores, labels, thresholds, classes)["excluded"]
-    return described
+def _chance(labels: np.ndarray, classes: tuple[str, ...], *, single: bool, thresholds: np.ndarray | None) -> dict:
+    """Averages of constant scores; of independent classes, all are then called present."""
+    same = np.zeros(labels.shape)
+    predicted = chosen(same) if single else None if thresholds is None else same + 1
+    found = classification_metrics(same, labels, predicted, classes, single=single)
+    return {name: value for name, value in found.items() if "/" not in name}

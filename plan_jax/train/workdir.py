@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
 )
+FREE_GROUPS = ("evaluation.", "detection.")  # of what is done with the finished network
 
 
 def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
@@ -65,7 +66,7 @@ def _holds(path: Path, tokenizer: Tokenizer) -> bool:
 
 def _refuse_other_run(workdir: Path, config: Config) -> None:
     for name, before, now in differing_fields(placeless(load_config(workdir / "config.json")), placeless(config)):
-        if name not in FREE_FIELDS and not name.startswith("evaluation."):
+        if name not in FREE_FIELDS and not name.startswith(FREE_GROUPS):
             raise InputError(
                 f"config.{name} must stay as the run in {workdir} began, which is {before!r}, got {now!r}; "
                 "use another --workdir for another run"

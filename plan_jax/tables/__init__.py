@@ -1,0 +1,1 @@
+"""Tables of results: what they are, how they are printed, and what stands in them."""
