@@ -34,6 +34,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def spread(tree: Any, mesh: Mesh | None) -> Any:
+    """Arrays with a leading batch axis over the devices; as they are without a mesh or where they cannot be cut evenly.
+
+    The first are [B/devices ...], the others on every device.
+    """
+    if mesh is None or any(len(leaf) % mesh.shape[DATA] for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, over_data(mesh))
+
+
 def placed(tree: Any, sharding: NamedSharding) -> Any:
     """The shapes of a tree of arrays or shapes, lying as told: what a program is compiled from."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -39,6 +39,7 @@ from plan_jax.evaluation import detection
 from plan_jax.evaluation.detection import evaluate_detection, statistics_of
 from plan_jax.inference import Plan
 from plan_jax.model import initial_variables
+from plan_jax.sharding import make_mesh
 from plan_jax.train.guard import NonFiniteLoss
 from plan_jax.train.state import TrainState
 
@@ -250,6 +251,20 @@ def test_a_training_in_pieces_gives_the_head_of_one_in_one_go(random_plan, train
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == [1, 2]
     same_bits(random_plan.variables, before)  # neither parameters nor batch statistics of the encoder
+
+
+def test_a_head_trained_and_used_on_four_devices_is_that_of_one(random_plan, fitted, train, classes, tmp_path):
+    """Also where it goes on from a checkpoint."""
+    one = with_detection(random_plan, epochs=2)
+    four = one.over(make_mesh(jax.devices()[:4]))
+    expected = fitted(tmp_path / "one", plan=one)
+    fitted(tmp_path / "four", plan=with_detection(four, epochs=1))
+    found = fitted(tmp_path / "four", plan=four)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found.variables)} == {4}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-3), found.variables, expected.variables)
+    boxes, same = (detect(plan, expected.variables, train, classes=classes) for plan in (four, one))
+    np.testing.assert_array_equal(boxes.row, same.row)
+    np.testing.assert_allclose(boxes.box, same.box, atol=1e-2)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from plan_jax.data.build import build
 from plan_jax.data.fake import fake
 from plan_jax.data.image import decode_image, model_input
 from plan_jax.data.records import open_split
-from plan_jax.evaluation import grounding
+from plan_jax.detection.fit import Head
+from plan_jax.evaluation import detection, grounding
 from plan_jax.evaluation.prompts import prompts_of
 from plan_jax.inference import Plan
 from plan_jax.metrics.grounding import CNR_LIMIT
@@ -112,6 +113,19 @@ def test_a_model_that_knows_the_answers_has_the_known_scores_through_the_command
     if sign > 0:
         assert results["zero_shot"]["accuracy"]["value"] == results["zero_shot"]["f1_macro"]["value"] == 1
         assert results["retrieval"]["median_rank_image_to_text"]["value"] == 1
+
+
+@pytest.mark.parametrize(("by", "expected"), [(0.0, 1.0), (1000.0, 0.0)], ids=["perfect", "worst"])
+def test_a_detector_that_knows_the_boxes_has_the_known_scores_through_the_command(by, expected, run, monkeypatch):
+    def found(plan, head, films, *, classes, shown):
+        del plan, head, shown
+        truth = films.truth(classes)
+        return dataclasses.replace(truth, box=truth.box + by)
+
+    monkeypatch.setattr(detection, "fit_head", lambda *_, **__: Head(None, 1, 1, 0.0, 1))
+    monkeypatch.setattr(detection, "detect", found)
+    results = evaluated(run, "detection", "--config.evaluation.bootstrap=5")["detection"]
+    assert (results["map"]["value"], results["map_compat"]["value"]) == pytest.approx((expected, expected))
 
 
 # Data sets

@@ -12,6 +12,7 @@ from plan_jax.detection.examples import FilmBatch, FilmBatches, SplitBoxes
 from plan_jax.detection.step import detect_batch
 from plan_jax.geometry import Letterbox
 from plan_jax.inference import Plan
+from plan_jax.sharding import spread
 
 
 def detect(
@@ -24,16 +25,17 @@ def detect(
 ) -> ImageBoxes:
     """All boxes of all images, float32, by the variables of a head; `shown` may put a progress bar around the batches.
 
-    Computed in batches of one compiled shape.
+    Computed in batches of one compiled shape, over the devices of the plan's mesh.
     """
     count, config = len(films.key), plan.config
-    size = min(config.evaluation.batch_size, 1 << (count - 1).bit_length())
+    devices = 1 if plan.mesh is None else plan.mesh.size
+    size = -(-min(config.evaluation.batch_size, 1 << (count - 1).bit_length()) // devices) * devices
     square = config.detection.image_size
     batches = FilmBatches(films, np.arange(count), classes=classes, size=square, batch_size=size)
     parts = []
     for batch in shown(batches):
         missing = size - len(batch.image)
-        image = np.concatenate([batch.image, np.repeat(batch.image[-1:], missing, axis=0)])
+        image = spread(np.concatenate([batch.image, np.repeat(batch.image[-1:], missing, axis=0)]), plan.mesh)
         found = jax.device_get(detect_batch(head, plan.variables, image, config=config, classes=len(classes)))
         for number, (row, side) in enumerate(zip(batch.row, batch.side, strict=True)):
             kept = found.mask[number]

@@ -21,6 +21,7 @@ from plan_jax.detection.examples import FilmBatches, SplitBoxes, fraction_of
 from plan_jax.detection.step import first_state, head_step
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
+from plan_jax.sharding import replicated, spread
 from plan_jax.train.guard import NonFiniteLoss, SpeedMeter
 from plan_jax.train.log import MetricsLog
 from plan_jax.train.state import TrainState
@@ -130,8 +131,9 @@ def _copied(state: TrainState) -> Any:
 
 
 def _begin(plan: Plan, checkpoints: Checkpoints, classes: tuple[str, ...]) -> _Course:
-    """The newest checkpoint, or a fresh head."""
+    """The newest checkpoint, or a fresh head; where the encoder lies."""
     state = first_state(plan.variables, config=plan.config, classes=len(classes))
+    state = state if plan.mesh is None else jax.device_put(state, replicated(plan.mesh))
     course = _Course(state, _copied(state))
     if checkpoints.latest is None:
         return course
@@ -188,8 +190,7 @@ def _epoch(
         state, metrics = head_step(
             state,
             plan.variables,
-            batch.image,
-            batch.boxes,
+            *spread((batch.image, batch.boxes), plan.mesh),
             config=plan.config,
             classes=len(films.classes),
             learning_rate=rate,
