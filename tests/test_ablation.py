@@ -574,8 +574,6 @@ def test_equal_time_needs_two_readings_of_the_speed(base, tmp_path):
 
 def test_an_ablation_stops_continues_and_reports(base, tmp_path, monkeypatch):
     """Two arms and one seed for real, in processes, from a phantom that the ablation builds."""
-    for name, value in {"DIR": tmp_path / "compiled", "MAX_SIZE": -1}.items():
-        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", str(value))
     monkeypatch.setattr(child, "STOP_POLL", 0.01)
     train = dataclasses.replace(base.train, steps=80, log_every=1, checkpoint_every=80)
     base = dataclasses.replace(base, train=train)

@@ -58,8 +58,7 @@ def test_both_forms_have_the_values_and_gradients_of_the_reference(config, form)
     assert_near(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
-@pytest.mark.parametrize("importance", [0.0, 1.0])
+@pytest.mark.parametrize(("rounds", "importance"), [(0, 0.0), (1, 1.0), (3, 0.0), (3, 1.0)])
 @each_form
 def test_products_in_bfloat16_change_values_and_gradients_by_a_hundredth(form, importance, rounds):
     exact = AlignmentConfig(rounds=rounds, importance=importance)
@@ -119,8 +118,7 @@ def products_in(text: str) -> int:
     return sum(2 * int(rows) * int(columns) * shapes[lhs][int(axis)] for rows, columns, lhs, axis in found)
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
-@pytest.mark.parametrize("region_norm", [True, False])
+@pytest.mark.parametrize(("rounds", "region_norm"), [(0, True), (0, False), (1, False), (3, True)])
 @each_form
 def test_the_products_counted_are_those_that_are_computed(form, region_norm, rounds):
     """In the compiled gradient of two images and one chunk of words: the loop over images holds the work of one."""

@@ -1,9 +1,11 @@
 """The variables a run starts from: random numbers, and published weights where the config names some."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from plan_jax.config import Config
@@ -54,12 +56,14 @@ def starting_variables(config: Config) -> tuple[Any, tuple[Origin, ...]]:
     Raises:
         InputError: weights that the config names cannot be had, or do not fit the configured encoder.
     """
-    variables, origins = initial_variables(config, config.seed), []
-    for encoder in ENCODERS:
-        if getattr(config, encoder).weights:
-            variables, origin = _loaded(variables, config, encoder)
-            origins.append(origin)
-    return variables, tuple(origins)
+    shapes = jax.eval_shape(functools.partial(initial_variables, config), config.seed)
+    named = [encoder for encoder in ENCODERS if getattr(config, encoder).weights]
+    loaded = [_loaded(shapes, config, encoder) for encoder in named]  # before the rest is drawn, which takes longer
+    variables = initial_variables(config, config.seed)
+    for encoder, (values, _) in zip(named, loaded, strict=True):
+        part = replaced(part_of(variables, encoder), values)
+        variables = {name: {**tree, encoder: part[name]} if name in part else tree for name, tree in variables.items()}
+    return variables, tuple(origin for _, origin in loaded)
 
 
 def starting_tokenizer(config: Config) -> Tokenizer | None:
@@ -112,8 +116,8 @@ def part_of(variables: Any, encoder: str) -> Any:
     return {collection: tree[encoder] for collection, tree in variables.items() if encoder in tree}
 
 
-def _loaded(variables: Any, config: Config, encoder: str) -> tuple[Any, Origin]:
-    """The variables with an encoder's numbers from its weights."""
+def _loaded(shapes: Any, config: Config, encoder: str) -> tuple[Any, Origin]:
+    """An encoder's numbers from its weights, for variables of these shapes."""
     settings = getattr(config, encoder)
     path = find_weights(settings.weights, field=f"{encoder}.weights")
     where = f"{encoder}.weights ({path})"
@@ -124,10 +128,7 @@ def _loaded(variables: Any, config: Config, encoder: str) -> tuple[Any, Origin]:
     prefix, own = without_prefix(
         tensors, anchors, prefix=settings.weights_prefix, where=where, field=f"{encoder}.weights_prefix"
     )
-    part = part_of(variables, encoder)
-    taken = take(own, links, part, where=where)
-    part = replaced(part, taken.values)
-    variables = {name: {**tree, encoder: part[name]} if name in part else tree for name, tree in variables.items()}
+    taken = take(own, links, part_of(shapes, encoder), where=where)
     read = {prefix + link.name for link in links}
     origin = Origin(
         encoder=encoder,
@@ -139,4 +140,4 @@ def _loaded(variables: Any, config: Config, encoder: str) -> tuple[Any, Origin]:
         unused=tuple(sorted(theirs for name, theirs in published.items() if name not in read)),
         summed=tuple(published[prefix + name] for name in taken.summed),
     )
-    return variables, origin
+    return taken.values, origin
