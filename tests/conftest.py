@@ -15,9 +15,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-# What one test or process has compiled, the next need not. A folder for each worker, since an entry that is being
-# written can be read half; none that outlives the run, lest a test depend on it.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="plan_jax_compiled_")
+# What one test or process has compiled, the next need not; none outlives the run, lest a test depend on it.
+if not os.environ.get("PYTEST_XDIST_WORKER"):  # which inherits the folder
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="plan_jax_compiled_")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # with a limit there is a lock: half a file is never read
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -26,7 +27,8 @@ from absl import flags
 from hypothesis import settings
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if not os.environ.get("PYTEST_XDIST_WORKER"):
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 IN_CI = bool(os.environ.get("CI"))
 settings.register_profile("plan_jax", deadline=None, derandomize=IN_CI, print_blob=not IN_CI)

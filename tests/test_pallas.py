@@ -51,7 +51,7 @@ def expected_of(config: AlignmentConfig):
 
 
 # The mathematics of a tile is one for both. The GPU has no patch importance.
-KERNELS_OF_CASES = [(pallas_tpu, *case.values) for case in CASES]
+KERNELS_OF_CASES = [(pallas_tpu, *case.values) for case in CASES[::2]]
 KERNELS_OF_CASES += [(pallas_gpu, config_of(row)) for row in ROWS if not row[4]]
 
 

@@ -57,7 +57,7 @@ def assert_same(found, expected, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), found, expected)
 
 
-@pytest.mark.parametrize("rounds", range(5))
+@pytest.mark.parametrize("rounds", [0, 1, 3])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_four_devices_have_the_loss_and_the_gradients_of_one(rounds, exchange):
     arrays, config = batch_of(), config_of(rounds, exchange, importance=1.0, word_keep=0.5)
@@ -85,9 +85,9 @@ def test_scores_are_rows_on_the_device_of_their_image(exchange, shape):
     assert_same(z, oracle.word_patch_similarity(arrays, config))
 
 
-@pytest.mark.parametrize("reports", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("reports", [1, 3, 4])
 def test_reports_gathered_in_tiles_have_the_loss_and_the_gradients_of_one_device(reports, monkeypatch):
-    """Of a device's five reports one to five at a time, also where the last tile is short."""
+    """Of a device's five reports one, three or four at a time: the last tile may be short."""
     lengths = [*LENGTHS, 4, 6]
     arrays = oracle.random_arrays(3, 10, ragged(lengths, 10, 7), patches=6, dim=4)
     config = config_of(1, "gather", evidence=0.5 + 0.01 * reports)  # compiled anew for every size of tile

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_alignment import MASK, cotangent_of, each_case
+from test_alignment import CASES, MASK, cotangent_of
 
 from plan_jax.alignment import cost, reference, scan
 from plan_jax.config import AlignmentConfig
@@ -47,7 +47,7 @@ def assert_near(found, expected, tolerance):
 
 
 @each_form
-@each_case
+@pytest.mark.parametrize("config", CASES[::2])
 def test_both_forms_have_the_values_and_gradients_of_the_reference(config, form):
     arrays = oracle.random_arrays(0, 2, MASK, **SHAPES[form])
     needs_regions = config.rounds or config.region_norm  # without, there is nothing to choose
