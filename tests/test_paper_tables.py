@@ -68,6 +68,20 @@ def test_every_task_has_the_columns_of_its_data_sets(tmp_path):
     assert zero_shot[str(run)] == {"SIIM AUROC": 0.75, "SIIM F1": 0.5} | ours
 
 
+def test_data_sets_without_any_number_are_named_and_have_no_columns(tmp_path):
+    run = run_with(tmp_path / "r", zero_shot_siim={"auroc": 0.75, "data_set": "siim"})
+    (table,) = paper_tables([run])
+    assert {column.heading.split()[0] for column in table.columns} == {"method", "SIIM", "source"}
+    assert any("left out" in note and "CheXpert 5x200, RSNA, COVIDx." in note for note in table.notes)
+
+
+def test_peers_stand_only_where_one_of_the_public_data_sets_does(tmp_path):
+    run = run_with(tmp_path / "r", zero_shot={"auroc": 0.75, "data_set": "phantom"})
+    (table,) = paper_tables([run])
+    assert [row[0] for row in table.rows] == [str(run)]
+    assert not any("Empty: none was read" in note for note in table.notes)
+
+
 def test_both_ways_of_counting_average_precision_are_explained(tmp_path):
     run = run_with(tmp_path / "r", detection={"map": 0.5, "map_compat": 0.75})
     for table in (*paper_tables([run]), *results_tables([run])):

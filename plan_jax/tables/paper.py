@@ -41,6 +41,7 @@ ONE_OF_MANY = (*named(ZERO_SHOT, "accuracy"), *named(ZERO_SHOT_MORE, "precision"
 PEERS_NOTE = (
     "Methods with a source: as printed there, with the splits and details of that source. Empty: none was read."
 )
+MISSING_NOTE = "Data sets of this table that are left out, since no method has a number there: {}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Arrangement:
 
     Attributes:
         title: what stands above it.
-        standard: data sets that are always shown -> their columns.
+        standard: data sets -> their columns, shown as soon as one method has a number there.
         others: the columns of any further data set that a run was scored on, as far as it has them.
         directions: retrieval only: names at the end of a metric -> words; a row for each.
         notes: sentences below it.
@@ -112,6 +113,11 @@ def _table(task: str, found: dict[str, list[Result]], reference: Reference) -> T
     peers = {method: known for method, known in peers.items() if known or method not in reference.variants}
     ends = {f"_{name}": words for name, words in arrangement.directions.items()} or {"": ""}
     columns = _columns(arrangement, ours, tuple(ends))
+    known = {data_set for of_sets in (*peers.values(), *ours.values()) for data_set in of_sets}
+    missing = [DATA_SETS[data_set] for data_set in arrangement.standard if data_set not in known]
+    columns = [(data_set, column) for data_set, column in columns if data_set in known]
+    if len(missing) == len(arrangement.standard):
+        peers = {}  # they were never scored on what is left
     heads = [Column("method", "method"), *([Column("direction", "direction")] if arrangement.directions else [])]
     rows = []
     for end, words in ends.items():
@@ -127,7 +133,12 @@ def _table(task: str, found: dict[str, list[Result]], reference: Reference) -> T
         for data_set, column in columns
     ]
     columns = (*heads, *shown, Column("source", "source"))
-    return Table(arrangement.title, columns, tuple(rows), (PEERS_NOTE, *arrangement.notes))
+    notes = (
+        *([PEERS_NOTE] if peers else []),
+        *([MISSING_NOTE.format(", ".join(missing))] if missing else []),
+        *arrangement.notes,
+    )
+    return Table(arrangement.title, columns, tuple(rows), notes)
 
 
 def _columns(arrangement: Arrangement, ours: dict[str, dict[str, dict]], ends: tuple[str, ...]):
