@@ -18,6 +18,7 @@ from plan_jax.data.fake_boxes import fake_rsna
 from plan_jax.data.image import decode_image, encode_png, letterbox_image
 from plan_jax.data.records import Phrase, Record, open_split
 from plan_jax.data.rsna import detection_split
+from plan_jax.data.splits import fraction_of
 from plan_jax.data.text import Tokenizer
 from plan_jax.detection import fit
 from plan_jax.detection.average_precision import AveragePrecision, ImageBoxes, mean_precision
@@ -27,7 +28,6 @@ from plan_jax.detection.examples import (
     FilmBatches,
     SplitBoxes,
     classes_of,
-    fraction_of,
     labelled_boxes,
     read_boxes,
 )

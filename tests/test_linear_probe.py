@@ -11,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 from plan_jax.bootstrap import intervals_of
 from plan_jax.data.covidx import CLASSES
 from plan_jax.data.records import open_split
+from plan_jax.data.splits import fraction_of
 from plan_jax.errors import InputError
 from plan_jax.evaluation import linear_probe
-from plan_jax.evaluation.linear_probe import evaluate_linear_probe, fraction_rows, probe, statistics_of
+from plan_jax.evaluation.linear_probe import evaluate_linear_probe, probe, statistics_of
 
 NAMES = ("odd", "third")
 
@@ -101,12 +102,12 @@ def test_a_class_that_a_fraction_cannot_learn_is_named_and_left_out(tmp_path, in
 
 def test_fractions_are_of_patients_and_nested():
     patients = np.repeat([f"p{n}" for n in range(50)], 3)
-    small, middle, whole = (set(fraction_rows(patients, fraction).tolist()) for fraction in (0.01, 0.1, 1.0))
+    small, middle, whole = (set(fraction_of(patients, fraction, seed=42).tolist()) for fraction in (0.01, 0.1, 1.0))
     assert (len(small), len(middle), len(whole)) == (3, 15, 150)
     assert small < middle < whole
     assert len(np.unique(patients[list(small)])) == 1
     shuffled = np.random.default_rng(0).permutation(150)
-    again = patients[shuffled][fraction_rows(patients[shuffled], 0.1)]
+    again = patients[shuffled][fraction_of(patients[shuffled], 0.1, seed=42)]
     np.testing.assert_array_equal(
         np.unique(again), np.unique(patients[list(middle)])
     )  # whatever the order of the images

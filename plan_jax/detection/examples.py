@@ -94,13 +94,6 @@ def classes_of(train: SplitBoxes) -> tuple[str, ...]:
     return (*named, *sorted(found - set(named)))
 
 
-def fraction_of(patients: Shaped[np.ndarray, " n"], fraction: float, *, seed: int) -> Int[np.ndarray, " m"]:
-    """The records of a share of the patients, at least one, drawn at random; a smaller share is part of a larger."""
-    names = np.unique(patients)
-    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(fraction * len(names)))]
-    return np.flatnonzero(np.isin(patients, drawn))
-
-
 @dataclasses.dataclass(frozen=True)
 class FilmBatch:
     """Films in the square of the model's input, with their boxes there.

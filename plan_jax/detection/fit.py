@@ -15,9 +15,10 @@ from plan_jax.checkpoint import Checkpoints
 from plan_jax.config import Config, EvaluationConfig, config_hash
 from plan_jax.data.object_cxr import ObjectCxr
 from plan_jax.data.records import manifest_hash, read_manifest
+from plan_jax.data.splits import fraction_of
 from plan_jax.detection.average_precision import AveragePrecision, mean_precision
 from plan_jax.detection.detect import detect
-from plan_jax.detection.examples import FilmBatches, SplitBoxes, fraction_of
+from plan_jax.detection.examples import FilmBatches, SplitBoxes
 from plan_jax.detection.step import first_state, head_step
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan

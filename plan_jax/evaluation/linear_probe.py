@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from plan_jax.data.records import Split, open_split, read_manifest
+from plan_jax.data.splits import fraction_of
 from plan_jax.errors import InputError
 from plan_jax.evaluation.described import described
 from plan_jax.evaluation.features import check_labels, classes_of, encode_split, is_single_label
@@ -61,18 +62,11 @@ def evaluate_linear_probe(plan: Plan, split: Split, *, scratch: Path | None = No
     drawn = {}
     fractions = sorted(set(plan.config.evaluation.fractions))
     for fraction in progress(fractions, "linear_probe", "fraction"):
-        rows = fraction_rows(train.patients, fraction)
+        rows = fraction_of(train.patients, fraction, seed=SEED)
         samples[f"{SCORES}{fraction:g}"] = probe(train.features[rows], known[rows], images.features, single=single)
         drawn[f"{fraction:g}"] = len(rows)
     results = described(statistics_of(samples), images.patients, resamples=plan.config.evaluation.bootstrap)
     return _with_counts(results, samples, drawn) | {"n": len(labels), "features": images.features.shape[1]}, samples
-
-
-def fraction_rows(patients: Shaped[np.ndarray, " n"], fraction: float) -> np.ndarray:
-    """The images of a share of the patients, rounded up; a larger fraction holds the smaller ones."""
-    names = np.unique(patients)
-    shuffled = np.random.default_rng(SEED).permutation(names)
-    return np.flatnonzero(np.isin(patients, shuffled[: int(np.ceil(fraction * len(names)))]))
 
 
 def probe(
