@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from plan_jax.bootstrap import intervals_of
 from plan_jax.data.records import read_manifest
 from plan_jax.detection.average_precision import (
     THRESHOLDS,
@@ -27,10 +26,10 @@ from plan_jax.detection.examples import classes_of
 from plan_jax.detection.films import detection_films
 from plan_jax.detection.fit import Head, fit_head, head_folder
 from plan_jax.errors import InputError
+from plan_jax.evaluation.described import described
 from plan_jax.evaluation.progress import progress
 from plan_jax.inference import Plan
 
-SEED = 0  # of the bootstrap
 COLUMNS = ("row", "box", "label", "score")
 
 
@@ -73,7 +72,7 @@ def evaluate_detection(plan: Plan, directory: Path, workdir: Path, *, split: str
         )
         heads[f"{fraction:g}"] = head
         samples |= _columns(f"{fraction:g}", found)
-    results = _described(samples, heads, plan.config.evaluation.bootstrap)
+    results = _results(samples, heads, plan.config.evaluation.bootstrap)
     every = sum(len(boxes) for boxes in tested.boxes)
     counts = {"n": len(tested.key), "boxes": len(truth.row), "other_boxes": every - len(truth.row)}
     return results | counts | {"data_set": name, "classes": list(classes)}, samples
@@ -119,14 +118,9 @@ def _details(table: np.ndarray, classes: list[str]) -> dict[str, float]:
     return found | {f"per_threshold/{overlap:.2f}/ap": float(value) for overlap, value in overlaps}
 
 
-def _described(samples: dict[str, np.ndarray], heads: dict[str, Head], resamples: int) -> dict:
+def _results(samples: dict[str, np.ndarray], heads: dict[str, Head], resamples: int) -> dict:
     """Every metric with its interval over patients, and of what each head is."""
-    named = intervals_of(statistics_of(samples), samples["patient"], resamples=resamples, seed=SEED)
-    results: dict = {"per_class": {}, "per_threshold": {}, "fractions": {}}
-    for name, value in named.items():
-        group, _, rest = name.partition("/")
-        key, _, metric = rest.rpartition("/")  # a class may have a slash in its name
-        (results[group].setdefault(key, {}) if rest else results)[metric or group] = value
+    results = described(statistics_of(samples), samples["patient"], resamples=resamples)
     for fraction, head in heads.items():
         found, truth = _boxes_in(samples, fraction), _boxes_in(samples, "truth")
         left = comparable(found, truth, lowest_score=float(samples["compat/score"]))[1]
