@@ -86,6 +86,8 @@ done
 out="$(absolute "${out:-$ROOT/runs/$name}")"
 phantoms="$out/phantoms" run="$out/run" arms_out="$out/ablation"
 train_name=phantom train_dir="$phantoms"
+# A file beside the caller, else one of the project; what stands behind a colon is an argument of it.
+if [[ "$PWD" != "$ROOT" && -f "${config%%:*}" ]]; then config="$(absolute "$config")"; fi
 if [[ -n "$train_data" ]]; then train_name="${train_data%%=*}" train_dir="$(absolute "${train_data#*=}")"; fi
 
 build=(build phantom --out "$phantoms")

@@ -101,6 +101,12 @@ def test_reproduce_runs_every_step_in_order_on_phantoms(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reproduce_takes_a_configuration_that_lies_beside_the_caller(tmp_path):
+    (tmp_path / "my.py").touch()
+    train = plan_commands(dry_run(LAUNCH / "reproduce.sh", "--config", "my.py:easy", cwd=tmp_path))[1]
+    assert train[:3] == ["train", "--config", f"{tmp_path}/my.py:easy"]
+
+
 def test_quick_reproduce_is_the_same_path_smaller_and_has_its_own_folder():
     quick, full = (plan_commands(dry_run(LAUNCH / "reproduce.sh", *options)) for options in (["--quick"], []))
     assert [words[0] for words in quick] == [words[0] for words in full]
