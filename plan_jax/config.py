@@ -157,15 +157,31 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How training lies on the devices: a mesh of data x fsdp, over both of which the batch is spread."""
+
+    devices: int = 0  # of this machine, the first so many; 0 is all of all machines
+    fsdp: int = 1  # devices that share one copy of the parameters and moments, each holding a part; it divides devices
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Length of the run and what is written when."""
 
     steps: int = 10000
     early_share: float = 0.5  # of the steps, in which alignment.early_temperatures are used in turn
     rounds_from: float = 0.0  # share of the steps after which the refinement rounds begin; inference always has them
+    # parts of a batch that go through the encoders one after the other, for memory; all of them are negatives still
+    micro_batches: int = 1
+    spike: float = 10.0  # a step is left out whose loss is so many standard deviations above the recent mean; 0: none
+    skip_limit: int = 10  # steps left out in a row, for a spike or a value that is not finite, after which the run stops
     log_every: int = 20
     checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by validation is kept beside them
+    validate_every: int = 500  # steps; 0 is never
+    validation_pairs: int = 256  # of the validation split, the same every time
+    pictures: int = 4  # of their grounding maps in TensorBoard
+    stall_seconds: float = 900.0  # without a step, after which every process says where it waits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +254,7 @@ class Config:
     alignment: AlignmentConfig = AlignmentConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     detection: DetectionConfig = DetectionConfig()

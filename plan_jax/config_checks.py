@@ -8,7 +8,9 @@ import typing
 from plan_jax.errors import InputError
 
 FIELD_CHOICES = "choices"
-MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")  # every other whole number is a size
+# Every other whole number is a size.
+MAY_BE_ZERO = ("seed", "workers", "prefetch", "rounds", "warmup_steps", "pool")
+MAY_BE_ZERO += ("devices", "skip_limit", "validate_every", "pictures")
 # Numbers from 0 to 1.
 SHARES = ("early_share", "rounds_from", "side_taps", "history", "word_keep", "dropout", "crop", "scale")
 SHARES += ("ignore_iou", "nms_iou", "lowest_score", "compat_score", "small_fraction")

@@ -26,8 +26,14 @@ FREE_FIELDS = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.micro_batches",
+    "train.skip_limit",
+    "train.validate_every",
+    "train.validation_pairs",
+    "train.pictures",
+    "train.stall_seconds",
 )
-FREE_GROUPS = ("evaluation.", "detection.")  # of what is done with the finished network
+FREE_GROUPS = ("mesh.", "evaluation.", "detection.")  # the machine, and what is done with the finished network
 
 
 def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
