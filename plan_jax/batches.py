@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plan_jax.sharding import DATA, over_data
+from plan_jax.sharding import over_data
 
 GROWTH = 4  # of the shapes of fewer rows than a whole piece: 1, 4, 16, ...; at most so many times the work is padding
 
@@ -42,7 +42,7 @@ def over_pairs(function: Callable, images: Any, texts: Any, *, size: int, mesh: 
 def _pieces(tree: Any, size: int, mesh: Mesh | None) -> Iterator[tuple[Any, int]]:
     """Padded pieces of equal shape on the devices, and how many rows of each are real."""
     count = len(jax.tree.leaves(tree)[0])
-    shape = _shape(count, size, 1 if mesh is None else mesh.shape[DATA])
+    shape = _shape(count, size, 1 if mesh is None else mesh.size)
     for start in range(0, count, shape):
         piece = tree  # where it needs no cutting it may lie on a device, and stays there
         if count != shape:

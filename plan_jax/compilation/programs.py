@@ -14,7 +14,8 @@ from plan_jax.config import Config
 from plan_jax.geometry import loaded_side
 from plan_jax.losses import plan_loss
 from plan_jax.model import PlanModel
-from plan_jax.sharding import check_batch, over_data, placed, replicated
+from plan_jax.sharding import check_batch, over_data, placed
+from plan_jax.train.placement import placement
 from plan_jax.train.state import create_state, make_optimizer
 from plan_jax.train.step import train_step
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
@@ -32,8 +33,9 @@ def lower_alignment(config: Config, mesh: Mesh) -> jax.stages.Lowered:
 
 def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     """A step of pretraining on a global batch: encoders, losses, backward pass and optimizer."""
-    check_batch(config.data.batch_size, mesh)
-    state = placed(jax.eval_shape(lambda: create_state(config)), replicated(mesh))
+    check_batch(config.data.batch_size, mesh, parts=config.train.micro_batches)
+    state = jax.eval_shape(lambda: create_state(config))
+    state = placed(state, placement(state, mesh))
     batch = placed(batch_shapes(config), over_data(mesh))
     with jax.set_mesh(mesh):
         return train_step.lower(state, batch, model=PlanModel(config), optimizer=make_optimizer(config), config=config)

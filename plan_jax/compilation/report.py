@@ -113,7 +113,7 @@ def rows_of(
         InputError: a compiler is not installed, or the batch cannot be cut among the chips.
     """
     for topology in topologies:
-        mesh = make_mesh(devices_of(topology))
+        mesh = make_mesh(devices_of(topology), fsdp=config.mesh.fsdp)
         if largest and topology.chip.memory is None:
             raise InputError(f"--largest-batch must have a chip of known memory, got {topology.name}; name another")
         for program in programs:

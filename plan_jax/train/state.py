@@ -14,6 +14,7 @@ from plan_jax.config import Config, OptimConfig
 from plan_jax.config_checks import Rule
 from plan_jax.model import initial_variables
 from plan_jax.train.rules import parameter_factors
+from plan_jax.train.skip import LossRecord, no_losses
 
 
 @struct.dataclass
@@ -24,6 +25,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
+    losses: LossRecord
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -90,4 +92,5 @@ def create_state(config: Config) -> TrainState:
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=jax.jit(make_optimizer(config).init)(params),
+        losses=no_losses(),
     )
