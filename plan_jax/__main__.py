@@ -90,6 +90,13 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    parser.add_argument(
+        "--coordinator",
+        metavar="auto|HOST:PORT",
+        help="train in several processes: auto inside SLURM, on all workers of a TPU slice, in Kubernetes or Open MPI; "
+        "or the address of the first process. Each runs this command and must see --workdir and the data",
+    )
+    parser.add_argument("--process", metavar="I/N", help="with HOST:PORT, this process's number from 0 and their count")
     parser.set_defaults(run=_train)
 
 
@@ -97,16 +104,21 @@ def _train(call: argparse.Namespace) -> int:
     from plan_jax.config_file import read_config
 
     config = read_config(call.config, call.overrides)
+    from plan_jax.hosts import is_first, join_hosts
     from plan_jax.train.guard import NonFiniteLoss
     from plan_jax.train.loop import fit
 
+    join_hosts(call.coordinator, call.process)
     try:
         state = fit(config, call.workdir)
     except NonFiniteLoss as error:
         print(f"plan_jax: {error}", file=sys.stderr)
         return 1
     done = int(state.step) >= config.train.steps
-    print(f"{call.workdir}: step {int(state.step)}, " + ("finished" if done else "saved; the same command continues"))
+    if is_first():
+        print(
+            f"{call.workdir}: step {int(state.step)}, " + ("finished" if done else "saved; the same command continues")
+        )
     return 0
 
 

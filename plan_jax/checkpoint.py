@@ -51,6 +51,12 @@ class Checkpoints:
         """Waits for what is being written, then lets go."""
         self._checkpointer.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def saved_steps(workdir: Path) -> list[int]:
     """Finished steps of each of a run's checkpoints."""

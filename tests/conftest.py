@@ -39,6 +39,7 @@ CONFIG = ROOT / "configs" / "phantom.py"
 # The phantom's configuration, small enough to train in seconds.
 TINY = (
     "--config.data.batch_size=8",
+    "--config.mesh.devices=1",
     "--config.data.image_size=32",
     "--config.data.max_tokens=32",
     "--config.data.max_words=24",

@@ -134,7 +134,9 @@ def test_dropout_is_the_same_in_both_passes_over_a_micro_batch():
         return run(params, state.batch_stats, batch, KEY, model=model, config=config)
 
     gradients = at(state.params).gradients
-    direction = jax.tree.map(lambda leaf: leaf / jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(gradients))), gradients)
+    direction = jax.tree.map(
+        lambda leaf: leaf / jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(gradients))), gradients
+    )
     ahead, behind = (
         at(jax.tree.map(lambda leaf, off, size=size: leaf + size * off, state.params, direction)).metrics["loss"]
         for size in (1e-3, -1e-3)

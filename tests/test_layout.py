@@ -24,6 +24,7 @@ LAYERS = (
     {"encoders", "data"},
     {"model"},
     {"sharding", "checkpoint", "weights"},
+    {"hosts"},
     {"batches", "forward"},
     {"inference", "train"},
     {"detection"},

@@ -28,11 +28,11 @@ from plan_jax.data.records import open_split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
-from plan_jax.train.guard import FiniteGuard, NonFiniteLoss
+from plan_jax.train.guard import NonFiniteLoss, SkipGuard
 from plan_jax.train.log import MetricsLog
 from plan_jax.train.loop import fit
 from plan_jax.train.state import learning_rate
-from plan_jax.train.workdir import differing_fields, prepare_workdir
+from plan_jax.train.workdir import check_workdir, differing_fields, prepare_workdir
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300
@@ -44,11 +44,12 @@ import json, sys
 import numpy
 import plan_jax.train.loop as loop
 from plan_jax.__main__ import main
-file, step = open(sys.argv[1], "a"), loop.train_step
-def recorded(state, batch, **rest):
-    print(json.dumps([int(state.step), numpy.asarray(batch.record).tolist()]), file=file, flush=True)
-    return step(state, batch, **rest)
-loop.train_step = recorded
+file, steps = open(sys.argv[1], "a"), loop.Steps
+class Recorded(steps):
+    def __call__(self, state, batch, step):
+        print(json.dumps([step, numpy.asarray(batch.record).tolist()]), file=file, flush=True)
+        return super().__call__(state, batch, step)
+loop.Steps = Recorded
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -185,7 +186,7 @@ def test_a_finished_run_returns_at_once_and_writes_no_metrics(trained, capsys, m
     def no_step(*_, **__):
         raise AssertionError("a finished run must not step")
 
-    monkeypatch.setattr("plan_jax.train.loop.train_step", no_step)
+    monkeypatch.setattr("plan_jax.train.loop.Steps", no_step)
     before = (trained.workdir / "metrics.jsonl").read_bytes()
     assert main([*trained.arguments, "--workdir", str(trained.workdir)]) == 0
     assert capsys.readouterr().out == f"{trained.workdir}: step {STEPS}, finished\n"
@@ -286,9 +287,10 @@ def test_a_run_continues_on_data_that_was_moved(trained, phantom_data, tmp_path)
 
 def test_a_run_that_never_saved_can_begin_with_another_configuration(trained, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 9}')
-    prepare_workdir(
-        tmp_path, trained.config, Path(trained.config.data.dir), Tokenizer.load(trained.workdir / "tokenizer.json")
-    )
+    tokenizer = Tokenizer.load(trained.workdir / "tokenizer.json")
+    run = tmp_path, trained.config, Path(trained.config.data.dir), tokenizer
+    check_workdir(*run)
+    prepare_workdir(*run)
     assert load_config(tmp_path / "config.json") == trained.config
 
 
@@ -300,7 +302,9 @@ def begun(trained, other_data, tmp_path):
     def prepare(folder: Path = other_data, weight: float = 0.5, **fields) -> Path:
         data = dataclasses.replace(trained.config.data, **{"mixture": ((str(folder), weight),), **fields})
         workdir = tmp_path / "run"
-        prepare_workdir(workdir, dataclasses.replace(trained.config, data=data), Path(data.dir), tokenizer)
+        run = workdir, dataclasses.replace(trained.config, data=data), Path(data.dir), tokenizer
+        check_workdir(*run)
+        prepare_workdir(*run)
         (workdir / "checkpoints" / "5").mkdir(parents=True, exist_ok=True)
         return workdir
 
@@ -363,16 +367,17 @@ def test_a_run_without_a_data_folder_is_refused_with_the_option_that_sets_it(tmp
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(trained, other_data, tmp_path, capsys):
-    """At this rate the parameters' norm overflows float32 in the second step; the first has rate 0.
+    """At this rate the parameters' norm overflows float32 in the second step and all others; the first has rate 0.
 
     The run is on two data sets of equal weight, so that four records of each are named, with their folder.
     """
     absurd = ["train.steps=9", "train.checkpoint_every=1", "optim.learning_rate=1e30", "train.keep_checkpoints=9"]
+    absurd.append("train.skip_limit=0")
     absurd.append(f"data.mixture=(('{other_data}',1.0),)")
     call = [*trained.arguments, "--workdir", str(tmp_path), *(f"--config.{field}" for field in absurd)]
     assert main(call) == 1
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plan_jax: ")]
-    assert "must be finite" in message
+    assert "at most 0 steps in a row must be left out, got one more" in message
     assert f"at step 2 on records {trained.config.data.dir}:phantom-" in message
     assert message.count(f"{trained.config.data.dir}:phantom-") == message.count(f"{other_data}:phantom-") == 4
     assert "the last good checkpoint is step 1" in message
@@ -381,26 +386,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(train
     assert all(math.isfinite(value) for line in metrics(tmp_path) for value in line.values())
 
 
-@pytest.mark.parametrize(("name", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient_norm", math.nan)])
-def test_the_guard_names_step_records_and_last_good_checkpoint(name, value):
+def judged(in_a_row: int, loss: float = math.nan) -> dict:
+    return {"loss": np.float32(loss), "gradient_norm": np.float32(1.5), "skipped_in_a_row": np.int32(in_a_row)}
+
+
+def test_the_guard_tells_of_a_step_that_is_left_out_and_goes_on(capsys):
     split = [SimpleNamespace(key=f"film-{index}") for index in range(5)]
-    checkpoints = SimpleNamespace(latest=40, wait=lambda: None)
-    guard = FiniteGuard(split, checkpoints)
-    good = {"loss": jax.numpy.float32(1.0), "gradient_norm": jax.numpy.float32(1.0)}
-    guard.watch(41, good, SimpleNamespace(record=np.array([0, 1])))
-    guard.watch(42, good | {name: jax.numpy.float32(value)}, SimpleNamespace(record=np.array([3, 4])))
+    guard = SkipGuard(split, SimpleNamespace(latest=40, wait=lambda: None), limit=1)
+    guard.watch(41, judged(0, 2.0), SimpleNamespace(record=jax.numpy.array([0, 1])))
+    guard.watch(42, judged(1), SimpleNamespace(record=jax.numpy.array([3, 4])))
+    assert capsys.readouterr().err == ""
+    guard.watch(43, judged(0, 2.0), SimpleNamespace(record=jax.numpy.array([1, 2])))
+    told = "step 42 is left out: loss nan, gradient norm 1.5, on records film-3, film-4\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(("latest", "left"), [(40, "the last good checkpoint is step 40"), (None, "no checkpoint")])
+def test_the_guard_stops_after_so_many_steps_and_names_step_records_and_last_good_checkpoint(latest, left):
+    guard = SkipGuard([SimpleNamespace(key="film-0")], SimpleNamespace(latest=latest, wait=lambda: None), limit=2)
+    guard.watch(7, judged(3), SimpleNamespace(record=jax.numpy.array([0])))
     with pytest.raises(NonFiniteLoss) as caught:
-        guard.watch(43, good, SimpleNamespace(record=np.array([1, 2])))
-    message = str(caught.value)
-    assert message.startswith(f"{name} must be finite, got {value} at step 42 on records film-3, film-4; ")
-    assert "the last good checkpoint is step 40" in message
-
-
-def test_the_guard_says_when_there_is_no_checkpoint():
-    guard = FiniteGuard([SimpleNamespace(key="film-0")], SimpleNamespace(latest=None, wait=lambda: None))
-    guard.watch(1, {"loss": np.float32(np.nan)}, SimpleNamespace(record=np.array([0])))
-    with pytest.raises(NonFiniteLoss, match="there is no checkpoint"):
         guard.check()
+    message = str(caught.value)
+    assert message.startswith("at most 2 steps in a row must be left out, got one more: loss nan, gradient norm 1.5")
+    assert "at step 7 on records film-0; " in message
+    assert left in message
 
 
 def test_the_log_drops_steps_that_will_be_repeated_and_cut_lines(tmp_path):

@@ -5,7 +5,7 @@ of workers or processes, so a run may continue with others. What a sample is, ra
 seed and that index alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import jax
@@ -31,7 +31,7 @@ class TrainBatches:
     """Endless batches of this process's share of a split or mixture, each data set reshuffled every epoch of its own.
 
     `state` is what a checkpoint stores; `seek` continues from its position. `process` is (index, count), JAX's own
-    where it is not given. Of every batch, process i has the rows i, i + count, i + 2 * count and so on.
+    where it is not given. Of every batch, process i has the rows `rows[i]`, or else i, i + count, i + 2 * count ...
 
     Raises:
         InputError: the batch cannot be cut into equal parts, or would hold all of a data set and more.
@@ -45,6 +45,7 @@ class TrainBatches:
         *,
         seed: int,
         process: tuple[int, int] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
     ):
         index, self._processes = process or (jax.process_index(), jax.process_count())
         self._workers = config.workers
@@ -52,8 +53,9 @@ class TrainBatches:
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags that only absl's own main would parse
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=config.workers) if config.workers else None
+        examples = _shuffled(split, seed).random_map(_Example(tokenizer, config))
         self._iterator = ElasticIterator(
-            _shuffled(split, seed).random_map(_Example(tokenizer, config)),
+            examples if rows is None or len(rows) == 1 else _Dealt(examples, rows),
             config.batch_size,
             grain.sharding.ShardOptions(shard_index=index, shard_count=self._processes),
             read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD),
@@ -79,6 +81,26 @@ class TrainBatches:
     def close(self) -> None:
         """Stops the reading threads and workers."""
         self._iterator.close()
+
+
+class _Dealt(grain.MapDataset):
+    """The same samples in an order in which every process reads, of each batch, the rows that its devices hold.
+
+    Process i of n is given the indices i, i + n, i + 2n ... (ElasticIterator); what a sample is stays as it was.
+    """
+
+    def __init__(self, parent: grain.MapDataset, rows: Sequence[Sequence[int]]):
+        super().__init__(parent)
+        self._order = np.array(rows).T.ravel()  # place in this order -> row of the batch
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        place = index % len(self._order)
+        return self._parent[index - place + int(self._order[place])]
 
 
 def load_image(record: Record, config: DataConfig) -> np.ndarray:

@@ -1,21 +1,23 @@
-"""What watches a run: speed, values that are not finite, signals to stop."""
+"""What watches a run: steps that were left out, and signals to stop."""
 
 import signal
+import sys
 import threading
 import time
 from typing import Any
 
 import jax
-import numpy as np
+from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints
 from plan_jax.data.mixture import Mixture
 from plan_jax.data.records import Split
+from plan_jax.hosts import rows_here
 from plan_jax.types import Batch
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss, or what a step made of it, is NaN or infinite.
+    """Too many steps in a row were left out (`plan_jax.train.skip`).
 
     The message names the step, the records and the last good checkpoint.
     """
@@ -35,14 +37,14 @@ class SpeedMeter:
         return {"images_per_second": speed}
 
 
-class FiniteGuard:
-    """Stops a run whose loss, gradient or parameters are not finite, before they are saved.
+class SkipGuard:
+    """Tells of every step that was left out, and stops a run in which too many were, one after the other.
 
-    Looks one step late, so that the device is never idle for it.
+    Looks one step late, so that the device is never idle for it. Of several processes each tells of its own records.
     """
 
-    def __init__(self, split: Split | Mixture, checkpoints: Checkpoints):
-        self._split, self._checkpoints = split, checkpoints
+    def __init__(self, split: Split | Mixture, checkpoints: Checkpoints, *, limit: int):
+        self._split, self._checkpoints, self._limit = split, checkpoints, limit
         self._pending: tuple[int, dict[str, jax.Array], Batch] | None = None
 
     def watch(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> None:
@@ -51,21 +53,23 @@ class FiniteGuard:
         self._pending = (step, metrics, batch)
 
     def check(self) -> None:
-        """Waits for the remembered metrics and raises NonFiniteLoss if one is NaN or infinite."""
+        """Waits for the remembered metrics, and raises NonFiniteLoss after more than `limit` steps left out."""
         if self._pending is None:
             return
         (step, metrics, batch), self._pending = self._pending, None
-        wrong = [name for name, value in jax.device_get(metrics).items() if not np.isfinite(value)]
-        if not wrong:
+        if not int(metrics["skipped_in_a_row"]):
             return
-        name = "loss" if "loss" in wrong else wrong[0]
+        keys = ", ".join(self._split[int(index)].key for index in rows_here(batch.record))
+        told = f"loss {float(metrics['loss']):g}, gradient norm {float(metrics['gradient_norm']):g}"
+        if int(metrics["skipped_in_a_row"]) <= self._limit:
+            tqdm.write(f"step {step} is left out: {told}, on records {keys}", file=sys.stderr)
+            return
         self._checkpoints.wait()
-        keys = ", ".join(self._split[int(index)].key for index in np.asarray(batch.record))
         latest = self._checkpoints.latest
         left = "there is no checkpoint" if latest is None else f"the last good checkpoint is step {latest}"
         raise NonFiniteLoss(
-            f"{name} must be finite, got {float(metrics[name])} at step {step} on records {keys}; {left}; "
-            "lower optim.learning_rate or inspect these records"
+            f"at most {self._limit} steps in a row must be left out, got one more: {told} at step {step} on records "
+            f"{keys}; {left}; lower optim.learning_rate, inspect these records, or raise train.skip_limit"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints, saved_steps
@@ -16,13 +17,15 @@ from plan_jax.data.pipeline import TrainBatches
 from plan_jax.data.records import Split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
-from plan_jax.model import PlanModel
-from plan_jax.train.guard import FiniteGuard, SpeedMeter, StopSignals
+from plan_jax.hosts import AnyProcess, is_first, rows_here, wait_for_all
+from plan_jax.sharding import check_batch, make_mesh, over_data, placed, rows_by_process
+from plan_jax.train.guard import SkipGuard, SpeedMeter, StopSignals
 from plan_jax.train.log import MetricsLog
+from plan_jax.train.placement import placement
 from plan_jax.train.prefetch import Prefetch
-from plan_jax.train.state import TrainState, create_state, learning_rate, make_optimizer
-from plan_jax.train.step import train_step
-from plan_jax.train.workdir import TOKENIZER, prepare_workdir, record_origins
+from plan_jax.train.state import TrainState, create_state, learning_rate
+from plan_jax.train.step import Steps
+from plan_jax.train.workdir import TOKENIZER, check_workdir, prepare_workdir, record_origins
 from plan_jax.weights.pretrained import starting_tokenizer, starting_variables
 
 
@@ -30,18 +33,21 @@ def fit(config: Config, workdir: Path) -> TrainState:
     """Trains until `config.train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Ctrl-C and SIGTERM save a checkpoint and return early. The position in the data, the state and the random numbers
-    continue exactly: a run in pieces has the losses and the parameters of a run in one go.
+    continue exactly: a run in pieces has the losses and the parameters of a run in one go. Where several processes
+    train (`plan_jax.hosts`), all call this, and all must see `workdir`.
 
     Args:
         config: the run's configuration; written to `workdir/config.json`.
         workdir: the run directory, made if needed.
 
     Raises:
-        InputError: the data folder is unusable, or `workdir` belongs to a run with another configuration.
-        NonFiniteLoss: the loss became NaN or infinite.
+        InputError: the data folder is unusable, `workdir` belongs to a run with another configuration, or the batch
+            cannot be cut among the devices.
+        NonFiniteLoss: too many steps in a row had a loss that was not finite, or a spike.
     """
     if not config.data.dir:
         raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
+    mesh = training_mesh(config)
     data_dir = Path(config.data.dir).resolve()  # a run is used from any current directory
     mixture = tuple((str(Path(folder).resolve()), weight) for folder, weight in config.data.mixture)
     data = dataclasses.replace(config.data, dir=str(data_dir), mixture=mixture)
@@ -49,23 +55,38 @@ def fit(config: Config, workdir: Path) -> TrainState:
     tokenizer = _tokenizer(config, data_dir, workdir)
     text_encoder = dataclasses.replace(config.text_encoder, vocab_size=tokenizer.vocab_size)
     config = dataclasses.replace(config, data=data, text_encoder=text_encoder)
-    batches = TrainBatches(split, tokenizer, config.data, seed=config.seed)
-    prepare_workdir(workdir, config, data_dir, tokenizer)
+    rows = rows_by_process(mesh, data.batch_size)
+    batches = TrainBatches(split, tokenizer, config.data, seed=config.seed, rows=rows)
+    check_workdir(workdir, config, data_dir, tokenizer)
+    wait_for_all("checked")
+    if is_first():
+        prepare_workdir(workdir, config, data_dir, tokenizer)
+    wait_for_all("prepared")
 
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    try:
-        if checkpoints.latest is None:
-            state = _begin(config, workdir)
-        else:
-            state, position = _restore(checkpoints, checkpoints.latest, create_state(config))
+    with jax.set_mesh(mesh), Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+        try:
+            state, position = _begin_or_restore(checkpoints, config, mesh, workdir)
             batches.seek(position)
-        if int(state.step) < config.train.steps:
-            ahead = Prefetch(batches, ahead=config.data.prefetch)
-            state = _run(state, ahead, split, checkpoints, config=config, workdir=workdir)
-    finally:
-        batches.close()
-        checkpoints.close()
+            if int(state.step) < config.train.steps:
+                ahead = Prefetch(batches, ahead=config.data.prefetch, sharding=over_data(mesh))
+                state = _run(state, ahead, split, checkpoints, config=config, workdir=workdir)
+        finally:
+            batches.close()
     return state
+
+
+def training_mesh(config: Config) -> Mesh:
+    """The mesh of `config.mesh`, after checking that the batch can be cut among its devices.
+
+    Raises:
+        InputError: it cannot, or there are not so many devices.
+    """
+    devices, wanted = jax.devices(), config.mesh.devices
+    if wanted > len(devices):
+        raise InputError(f"config.mesh.devices must be at most {len(devices)}, those that are here, got {wanted}")
+    mesh = make_mesh(devices[: wanted or None], fsdp=config.mesh.fsdp)
+    check_batch(config.data.batch_size, mesh, parts=config.train.micro_batches)
+    return mesh
 
 
 def _tokenizer(config: Config, data_dir: Path, workdir: Path) -> Tokenizer:
@@ -75,13 +96,19 @@ def _tokenizer(config: Config, data_dir: Path, workdir: Path) -> Tokenizer:
     return starting_tokenizer(config) or Tokenizer.load(data_dir / TOKENIZER)
 
 
-def _begin(config: Config, workdir: Path) -> TrainState:
-    """The state before the first step; what of it is not random is shown and written to RUN/weights.json."""
+def _begin_or_restore(checkpoints: Checkpoints, config: Config, mesh: Mesh, workdir: Path) -> tuple[TrainState, int]:
+    """The state on the mesh, and the position in the data: of the newest checkpoint, or before the first step."""
+    shapes = jax.eval_shape(lambda: create_state(config))
+    places = placement(shapes, mesh)
+    if checkpoints.latest is not None:
+        loaded = checkpoints.restore(checkpoints.latest, {**_parts(placed(shapes, places)), "data": None})
+        return TrainState(**loaded["variables"], **loaded["optimizer"]), int(loaded["data"]["position"])
     variables, origins = starting_variables(config)
-    for origin in origins:
-        tqdm.write(str(origin), file=sys.stderr)
-    record_origins(workdir, origins)
-    return dataclasses.replace(create_state(config), **variables)
+    if is_first():
+        for origin in origins:
+            tqdm.write(str(origin), file=sys.stderr)
+        record_origins(workdir, origins)
+    return jax.device_put(dataclasses.replace(create_state(config), **variables), places), 0
 
 
 def _run(
@@ -95,23 +122,23 @@ def _run(
 ) -> TrainState:
     """Steps until the end or a stop signal, and saves where it stands."""
     step, saved = int(state.step), checkpoints.latest
-    model, optimizer = PlanModel(config), make_optimizer(config)
-    guard, meter = FiniteGuard(split, checkpoints), SpeedMeter(step, config.data.batch_size)
+    steps, stopped = Steps(config), AnyProcess(jax.sharding.get_mesh())
+    guard, meter = (
+        SkipGuard(split, checkpoints, limit=config.train.skip_limit),
+        SpeedMeter(step, config.data.batch_size),
+    )
     with MetricsLog(workdir, step=step) as log, StopSignals() as stop, _progress(step, config) as progress:
-        while step < config.train.steps and not stop.requested:
+        while step < config.train.steps and not stopped.ask(stop.requested):
             batch = next(batches)
-            state, metrics = train_step(state, batch, model=model, optimizer=optimizer, config=at_step(config, step))
+            state, metrics = steps(state, batch, step)
             step += 1
             guard.watch(step, metrics, batch)
             progress.update()
             if step % config.train.log_every == 0 or step == config.train.steps:
                 guard.check()
                 values = {name: float(value) for name, value in metrics.items()}
-                values |= {
-                    "learning_rate": float(jax.numpy.asarray(learning_rate(config)(step - 1))),
-                    "words_cut": float(np.mean(np.asarray(batch.words_cut))),  # per report, of this step's batch
-                    **meter.read(step),
-                }
+                values |= _settings(config, step - 1)
+                values |= {"words_cut": float(np.mean(rows_here(batch.words_cut))), **meter.read(step)}
                 log.write(step, values)
                 shown = f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
                 progress.set_postfix_str(shown, refresh=False)
@@ -125,31 +152,37 @@ def _run(
     return state
 
 
+def _settings(config: Config, step: int) -> dict[str, float]:
+    """What a step is done with and that changes from step to step, or may be learned from a plot beside it."""
+    return {
+        "learning_rate": float(jax.numpy.asarray(learning_rate(config)(step))),
+        "region_temperature": at_step(config, step).alignment.region_temperature,
+        "rounds": at_step(config, step).alignment.rounds,
+        "global_temperature": config.loss.global_temperature,
+        "local_temperature": config.loss.local_temperature,
+    }
+
+
 def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: Prefetch) -> None:
     checkpoints.save(step, {**_parts(state), "data": batches.state})
-
-
-def _restore(checkpoints: Checkpoints, step: int, state: TrainState) -> tuple[TrainState, int]:
-    """The saved state, placed like a fresh one, and the position in the data."""
-    loaded = checkpoints.restore(step, {**jax.tree.map(_abstract, _parts(state)), "data": None})
-    variables, optimizer = loaded["variables"], loaded["optimizer"]
-    return TrainState(**variables, **optimizer), int(loaded["data"]["position"])
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
     return {
         "variables": {"params": state.params, "batch_stats": state.batch_stats},
-        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+        "optimizer": {"step": state.step, "opt_state": state.opt_state, "losses": state.losses},
     }
-
-
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _progress(step: int, config: Config) -> tqdm:
     """A bar with steps, loss, images/s and time left; slow to redraw where it is written to a file."""
     every = 0.5 if sys.stderr.isatty() else 10.0
     return tqdm(
-        total=config.train.steps, initial=step, desc="train", unit="step", mininterval=every, dynamic_ncols=True
+        total=config.train.steps,
+        initial=step,
+        desc="train",
+        unit="step",
+        mininterval=every,
+        dynamic_ncols=True,
+        disable=not is_first(),
     )

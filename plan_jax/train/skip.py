@@ -1,4 +1,4 @@
-"""Steps that would do harm are left out: their loss, gradient or parameters are not finite, or their loss is a spike."""
+"""Steps that would do harm are left out: loss, gradient or parameters are not finite, or the loss is a spike."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class LossRecord:
     """What is remembered of the losses, part of a checkpoint.
 
     Attributes:
-        mean, variance: of recent finite losses, those of spikes included, so that a lasting change is no spike for long.
+        mean, variance: of recent finite losses, spikes included, so that a lasting change is no spike for long.
         seen: finite losses so far.
         skipped: steps left out so far.
         in_a_row: of these, those since the last step that was taken.
@@ -31,8 +31,8 @@ class LossRecord:
 
 def no_losses() -> LossRecord:
     """Before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    return LossRecord(jnp.zeros(()), jnp.zeros(()), zero, zero, zero)
+    numbers, counts = [jnp.zeros(()) for _ in range(2)], [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return LossRecord(*numbers, *counts)  # five arrays and not two: a step is given the memory of each
 
 
 def judge(

@@ -14,7 +14,7 @@ from plan_jax.config import Config, OptimConfig
 from plan_jax.config_checks import Rule
 from plan_jax.model import initial_variables
 from plan_jax.train.rules import parameter_factors
-from plan_jax.train.skip import LossRecord, no_losses
+from plan_jax.train.skip import no_losses
 
 
 @struct.dataclass
@@ -25,7 +25,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    losses: LossRecord
+    losses: Any = None  # `LossRecord`; a detector keeps none
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

@@ -9,13 +9,13 @@ import optax
 from jaxtyping import Array
 
 from plan_jax.augment import augment
-from plan_jax.config import Config
+from plan_jax.config import Config, at_step
 from plan_jax.model import PlanModel
 from plan_jax.train.gradients import gradients_of
 from plan_jax.train.placement import kept_in_place
 from plan_jax.train.rules import parameter_factors, where_learned
 from plan_jax.train.skip import judge, where_taken
-from plan_jax.train.state import TrainState
+from plan_jax.train.state import TrainState, make_optimizer
 from plan_jax.types import Batch
 
 
@@ -44,4 +44,24 @@ def train_step(
         taken, (params, found.batch_stats, opt_state), (state.params, state.batch_stats, state.opt_state)
     )
     counts = {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
-    return kept_in_place(TrainState(state.step + 1, *after, losses)), {**found.metrics, **norms, **counts}
+    return kept_in_place(TrainState(state.step + 1, *after, losses=losses)), {**found.metrics, **norms, **counts}
+
+
+class Steps:
+    """The steps of a run on the mesh in force, compiled for each of the few configurations that `at_step` gives."""
+
+    def __init__(self, config: Config):
+        self._config, self._model, self._optimizer = config, PlanModel(config), make_optimizer(config)
+        self._compiled: dict[Config, jax.stages.Compiled] = {}
+
+    def __call__(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict[str, Array]]:
+        """`train_step` of the step that follows `step` finished ones."""
+        return self.program(state, batch, step)(state, batch)
+
+    def program(self, state: TrainState, batch: Batch, step: int) -> jax.stages.Compiled:
+        """The program of that step."""
+        config = at_step(self._config, step)
+        if config not in self._compiled:
+            lowered = train_step.lower(state, batch, model=self._model, optimizer=self._optimizer, config=config)
+            self._compiled[config] = lowered.compile()
+        return self._compiled[config]

@@ -36,18 +36,23 @@ FREE_FIELDS = (
 FREE_GROUPS = ("mesh.", "evaluation.", "detection.")  # the machine, and what is done with the finished network
 
 
-def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
-    """Writes config.json and tokenizer.json, after checking that a run already there is the same run on the same data.
+def check_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
+    """InputError where a run that has begun there is another one, or on other data. Writes nothing.
 
     A run without a checkpoint has nothing to continue and is begun anew.
     """
-    folders = [data_dir, *(Path(folder) for folder, _ in config.data.mixture)]
-    hashes = [manifest_hash(folder) for folder in folders]
-    if saved_steps(workdir):
-        _refuse_other_data(workdir, folders, hashes)
-        if not _holds(workdir / TOKENIZER, tokenizer):
-            raise _other_data(workdir, data_dir, TOKENIZER, field="dir")
-        _refuse_other_run(workdir, config)
+    if not saved_steps(workdir):
+        return
+    folders = _folders(config, data_dir)
+    _refuse_other_data(workdir, folders, [manifest_hash(folder) for folder in folders])
+    if not _holds(workdir / TOKENIZER, tokenizer):
+        raise _other_data(workdir, data_dir, TOKENIZER, field="dir")
+    _refuse_other_run(workdir, config)
+
+
+def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
+    """Writes config.json, tokenizer.json and the manifests, in one process, after `check_workdir`."""
+    hashes = [manifest_hash(folder) for folder in _folders(config, data_dir)]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(workdir / TOKENIZER)
@@ -56,6 +61,10 @@ def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: To
         save_config(workdir / "config.json", config)
     except OSError as error:
         raise InputError(f"--workdir must be a folder that can be written, got {workdir}: {error.strerror}") from error
+
+
+def _folders(config: Config, data_dir: Path) -> list[Path]:
+    return [data_dir, *(Path(folder) for folder, _ in config.data.mixture)]
 
 
 def record_origins(workdir: Path, origins: Sequence[Origin]) -> None:
