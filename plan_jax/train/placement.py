@@ -32,16 +32,30 @@ def placement(tree: Any, mesh: Mesh) -> Any:
 def gathered(tree: Any) -> Any:
     """The same inside a jitted function, all of every leaf on every device for this use.
 
-    Left to itself the compiler gathers activations too. How the cotangent lies is left to it: it ends up in the place
-    of what it is added to, so that each device receives the sum of its own part only.
+    Left to itself the compiler gathers activations too. How a cotangent lies is left to it: it ends up in the place
+    of what it is added to, so that each device receives the sum of its own part only. That of an embedding is summed
+    over all devices first: cut at once, its rows, which are found by token, would have all tokens gathered.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape.get(FSDP, 1) == 1:
+    if not _is_cut():
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
-gathered.defvjp(lambda tree: (gathered(tree), None), lambda _, cotangent: (cotangent,))
+def _pull_gathered(_: None, cotangent: Any) -> tuple[Any]:
+    def one(keys: Any, leaf: Any) -> Any:
+        found = jax.tree_util.keystr(keys, simple=True, separator="/").endswith("/embedding")
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec()) if found else leaf
+
+    return (jax.tree_util.tree_map_with_path(one, cotangent) if _is_cut() else cotangent,)
+
+
+gathered.defvjp(lambda tree: (gathered(tree), None), _pull_gathered)
+
+
+def _is_cut() -> bool:
+    """Whether the mesh in force has devices that share parameters."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get(FSDP, 1) > 1
 
 
 def kept_in_place(tree: Any) -> Any:
