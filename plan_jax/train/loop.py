@@ -57,7 +57,7 @@ def fit(config: Config, workdir: Path) -> TrainState:
         if checkpoints.latest is None:
             state = _begin(config, workdir)
         else:
-            state, position = _restore(checkpoints, checkpoints.latest, create_state(config))
+            state, position = _restore(checkpoints, create_state(config))
             batches.seek(position)
         if int(state.step) < config.train.steps:
             ahead = Prefetch(batches, ahead=config.data.prefetch)
@@ -117,21 +117,22 @@ def _run(
                 progress.set_postfix_str(shown, refresh=False)
             if step % config.train.checkpoint_every == 0:
                 guard.check()
-                _save(checkpoints, step, state, batches)
-                saved = step
+                saved = step if _save(checkpoints, step, state, batches) else saved
         guard.check()
         if saved != step:
-            _save(checkpoints, step, state, batches)
+            _save(checkpoints, step, state, batches, last=True)
     return state
 
 
-def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: Prefetch) -> None:
-    checkpoints.save(step, {**_parts(state), "data": batches.state})
+def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: Prefetch, *, last: bool = False) -> bool:
+    return checkpoints.save(step, {**_parts(state), "data": batches.state}, last=last)
 
 
-def _restore(checkpoints: Checkpoints, step: int, state: TrainState) -> tuple[TrainState, int]:
-    """The saved state, placed like a fresh one, and the position in the data."""
-    loaded = checkpoints.restore(step, {**jax.tree.map(_abstract, _parts(state)), "data": None})
+def _restore(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+    """The newest whole state, placed like a fresh one, and the position in the data."""
+    found = checkpoints.restore_newest({**jax.tree.map(_abstract, _parts(state)), "data": None})
+    assert found, "there is a checkpoint"
+    _, loaded = found
     variables, optimizer = loaded["variables"], loaded["optimizer"]
     return TrainState(**variables, **optimizer), int(loaded["data"]["position"])
 
