@@ -184,12 +184,17 @@ def _export(call: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keeps chatter of the libraries off the terminal; their errors still show."""
+    """Keeps chatter of the libraries off the terminal; their errors still show.
+
+    Not those of orbax, which logs by absl and asyncio in pages what it then raises.
+    """
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax", "huggingface_hub"):
+    for name in ("jax", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Whether the files of a folder are still those that were written: their sizes and SHA-256, kept beside them."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -39,6 +40,12 @@ def damage(folder: Path, part: str = "") -> str | None:
         if path.stat().st_size != size:
             return f"{path.relative_to(folder)} has {path.stat().st_size} bytes of {size}"
     for path, _, digest in named:
-        if file_hash(path) != digest:
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a bad sector; other errors say nothing of the file
+                raise
+            return f"{path.relative_to(folder)} cannot be read"
+        if found != digest:
             return f"{path.relative_to(folder)} has other bytes than were written"
     return None

@@ -107,7 +107,9 @@ def _refuse_other_shapes(path: Path, abstract_parts: dict[str, Any]) -> None:
     """Before orbax reads any array: it says a wrong shape as it says damage, and leaves other reads unfinished."""
     saved_parts = ocp.checkpointables_metadata(str(path)).metadata
     for name, abstract in abstract_parts.items():
-        if abstract is None or saved_parts.get(name) is None:
+        if saved_parts.get(name) is None:
+            raise KeyError(name)  # is not there, or orbax cannot make it out
+        if abstract is None:
             continue
         saved, wanted = _shapes(saved_parts[name]), _shapes(abstract)
         for leaf in sorted(saved.keys() | wanted.keys()):
