@@ -146,7 +146,8 @@ class Checkpoints:
         """Renames a folder that stands where a checkpoint shall be written."""
         listed = any(found.step == step for found in self._checkpointer.checkpoints)  # the same on all processes
         if jax.process_index() == 0 and (self._folder / str(step)).exists():
-            _say(f"{self._folder / str(step)} is in the way of another checkpoint; it becomes {self._rename(step)}")
+            name = self._rename(step)
+            _say(f"{self._folder / str(step)} is in the way of another checkpoint; it becomes {name}")
         if listed:
             _everywhere(True)  # none looks before it is renamed
             self._checkpointer.reload()
@@ -155,8 +156,8 @@ class Checkpoints:
         for step, fault in damaged.items():
             self._scores.pop(step, None)
             if jax.process_index() == 0:
-                where = self._folder / str(step)
-                _say(f"{where} is damaged, {fault}: step {used} is used instead and it becomes {self._rename(step)}")
+                where, name = self._folder / str(step), self._rename(step)
+                _say(f"{where} is damaged, {fault}: step {used} is used instead and it becomes {name}")
         if damaged:
             _everywhere(True)
             self._checkpointer.reload()
