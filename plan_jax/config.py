@@ -174,9 +174,7 @@ class TrainConfig:
     # parts of a batch that go through the encoders one after the other, for memory; all of them are negatives still
     micro_batches: int = 1
     spike: float = 10.0  # a step is left out whose loss is so many standard deviations above the recent mean; 0: none
-    skip_limit: int = (
-        10  # steps left out in a row, for a spike or a value that is not finite, after which the run stops
-    )
+    skip_limit: int = 10  # steps left out in a row, for a spike or a value that is not finite, after which the run stops
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2  # the newest; the best by validation is kept beside them
