@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from plan_jax import __version__
 from plan_jax.commands.data import add_build, add_fake
-from plan_jax.commands.results import add_evaluate, add_figures, add_tables
+from plan_jax.commands.results import add_checkpoint, add_evaluate, add_figures, add_tables
 from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_benchmark, add_compile
 from plan_jax.errors import InputError
 
@@ -130,6 +130,7 @@ def _add_ground(commands: argparse._SubParsersAction) -> None:
         "8 or 16 bit; the map has its size.",
     )
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    add_checkpoint(parser)
     parser.add_argument("--image", type=Path, required=True, metavar="FILE")
     parser.add_argument("--phrase", required=True, metavar="TEXT", help='for example "left lower zone opacity"')
     parser.add_argument(
@@ -150,7 +151,7 @@ def _ground(call: argparse.Namespace) -> int:
 
     if call.words and call.against:
         raise InputError("--words must stand without --against, got both; leave one out")
-    plan = Plan.load(call.workdir)
+    plan = Plan.load(call.workdir, call.checkpoint)
     try:
         if call.words:
             each = plan.ground_words(call.image, call.phrase)
@@ -174,13 +175,14 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="hand a trained model to PyTorch, transformers or another program",
-        description="Writes the newest checkpoint of a run for other programs. torchvision: the image encoder, "
+        description="Writes a checkpoint of a run for other programs. torchvision: the image encoder, "
         "model.safetensors by the names of torchvision (a ResNet's are timm's too), for classifiers and detectors. "
         "hf-bert: the text encoder and its tokenizer, a folder for transformers. safetensors: the whole model by our "
         "own names; Plan.load opens it. stablehlo: grounding as one program with its parameters, for any number of "
         "pairs, on CPU, GPU and TPU, which jax.export.deserialize opens without this package.",
     )
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    add_checkpoint(parser)
     parser.add_argument("--to", required=True, choices=("torchvision", "hf-bert", "safetensors", "stablehlo"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.set_defaults(run=_export)
@@ -189,17 +191,22 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 def _export(call: argparse.Namespace) -> int:
     from plan_jax.export import export
 
-    print(f"{call.out}: {', '.join(export(call.workdir, call.to, call.out))}")
+    print(f"{call.out}: {', '.join(export(call.workdir, call.to, call.out, checkpoint=call.checkpoint))}")
     return 0
 
 
 def _quiet_libraries() -> None:
-    """Keeps chatter of the libraries off the terminal; their errors still show."""
+    """Keeps chatter of the libraries off the terminal; their errors still show.
+
+    Not those of orbax, which logs by absl and asyncio in pages what it then raises.
+    """
     import logging
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax", "huggingface_hub"):
+    for name in ("jax", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

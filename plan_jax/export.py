@@ -30,18 +30,19 @@ PROGRAM = "ground.stablehlo"
 Written = list[str]  # names of the files, in the order of interest
 
 
-def export(workdir: Path, to: str, out: Path) -> Written:
-    """Writes a run's newest checkpoint for another program and returns the names of the files.
+def export(workdir: Path, to: str, out: Path, *, checkpoint: str = "latest") -> Written:
+    """Writes a run's checkpoint for another program and returns the names of the files.
 
     Args:
         workdir: the run directory.
         to: one of TARGETS.
         out: the folder to write, made if needed.
+        checkpoint: as `Plan.load` takes it.
 
     Raises:
         InputError: the run's encoder does not exist in that library, or the folder cannot be written.
     """
-    plan = Plan.load(workdir)
+    plan = Plan.load(workdir, checkpoint)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return TARGETS[to](plan, out)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from plan_jax import forward
 from plan_jax.alignment.reference import compete
 from plan_jax.batches import in_batches, over_pairs
-from plan_jax.checkpoint import latest_step, load_variables, saved_steps
+from plan_jax.checkpoint import chosen_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config
 from plan_jax.data.image import model_input, read_image
 from plan_jax.data.text import Tokenizer
@@ -82,19 +82,23 @@ class Plan:
     mesh: Mesh | None = None
 
     @staticmethod
-    def load(directory: str | Path) -> "Plan":
-        """The newest checkpoint of a run directory, or a model that `export --to safetensors` wrote.
+    def load(directory: str | Path, checkpoint: str = "latest") -> "Plan":
+        """A checkpoint of a run directory, or a model that `export --to safetensors` wrote.
+
+        Args:
+            directory: the run's, or that of the exported model, which is one model alone.
+            checkpoint: "latest", "best" (of lowest validation loss), or the number of its steps.
 
         Raises:
-            InputError: the folder is neither, or has no checkpoint yet.
+            InputError: the folder is neither, or has no such checkpoint.
         """
         directory = Path(directory)
         config = load_config(directory / "config.json")
         shapes = jax.eval_shape(functools.partial(initial_variables, config), config.seed)
-        if (directory / own.FILE).is_file() and not saved_steps(directory):
+        if checkpoint == "latest" and (directory / own.FILE).is_file() and not saved_steps(directory):
             variables, step = own.load_model(directory / own.FILE, shapes)
         else:
-            step = latest_step(directory)
+            step = chosen_step(directory, checkpoint)
             variables = load_variables(directory, step, jax.tree.map(_on_first_device, shapes))
         return Plan(config, Tokenizer.load(directory / "tokenizer.json"), variables, step)
 

@@ -15,7 +15,7 @@ from plan_jax.errors import InputError
 from plan_jax.evaluation import grounding, retrieval
 from plan_jax.evaluation.grounding import Sample, box_mask, evaluate_grounding
 from plan_jax.evaluation.priors import PRIORS
-from plan_jax.evaluation.run import evaluate
+from plan_jax.evaluation.run import Subject, evaluate
 from plan_jax.metrics.grounding import CNR_LIMIT, grounding_metrics
 
 # What ../shared/spec names in every results file, and in that of each task.
@@ -309,12 +309,12 @@ def test_results_are_computed_anew_after_more_training(counted, tmp_path):
 
 def test_results_are_computed_anew_for_another_split_and_other_data(counted, phantom_data, tmp_path):
     workdir, calls = counted
-    evaluate("retrieval", workdir, split="validation", reuse=True)
+    evaluate("retrieval", workdir, Subject(split="validation"), reuse=True)
     other = shutil.copytree(phantom_data, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"dropped": {"too dark": 1}}))
-    evaluate("retrieval", workdir, split="validation", data=other, reuse=True)
-    evaluate("retrieval", workdir, split="validation", data=other, reuse=True)
+    evaluate("retrieval", workdir, Subject(split="validation", data=other), reuse=True)
+    evaluate("retrieval", workdir, Subject(split="validation", data=other), reuse=True)
     assert calls == [(300, "validation")] * 2
 
 

@@ -20,7 +20,7 @@ from plan_jax.ablation.places import Place
 from plan_jax.ablation.study import PHRASES, Trial
 from plan_jax.config import freeze
 from plan_jax.errors import InputError
-from plan_jax.evaluation.run import evaluate
+from plan_jax.evaluation.run import Subject, evaluate
 from plan_jax.train.loop import fit
 
 LOG = "log.txt"
@@ -109,7 +109,7 @@ def main() -> None:
     state = fit(config, workdir)
     if int(state.step) < config.train.steps:
         sys.exit(f"stopped and saved at step {int(state.step)}; the same command continues")
-    evaluate("grounding", workdir, split=run["split"], reuse=(workdir / PHRASES).is_file())
+    evaluate("grounding", workdir, Subject(split=run["split"]), reuse=(workdir / PHRASES).is_file())
 
 
 def _stop_with_parent() -> None:

@@ -13,7 +13,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="score a run on held-out data",
-        description="Scores the newest checkpoint of a run and writes RUN/results/TASK.json, or TASK_NAME.json for "
+        description="Scores a checkpoint of a run and writes RUN/results/TASK.json, or TASK_NAME.json for "
         "another data set than that it trained on: every metric with its 95% bootstrap interval over patients, and "
         "beside it what `tables --compare` needs. grounding also writes RUN/gallery.html and scores the priors "
         "that a grounding number must beat. Fields are set by --config.evaluation.FIELD=VALUE and "
@@ -22,6 +22,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"one or more of {', '.join(TASKS)}")
     add("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")
+    add_checkpoint(parser)
     add("--data", type=Path, metavar="DIR", help="a folder that build wrote (default: the training data)")
     add("--split", choices=("train", "tune", "validation", "test"), help="default: evaluation.split of the run")
     add("--reuse", action="store_true", help="keep a results file of this very checkpoint, configuration and data")
@@ -30,13 +31,22 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_evaluate)
 
 
-def _evaluate(call: argparse.Namespace) -> int:
-    from plan_jax.evaluation.run import evaluate
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The option that `Plan.load` takes."""
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="latest|best|STEP",
+        help="which checkpoint: the newest (default), that of lowest validation loss, or that of so many steps",
+    )
 
+
+def _evaluate(call: argparse.Namespace) -> int:
+    from plan_jax.evaluation.run import Subject, evaluate
+
+    subject = Subject(checkpoint=call.checkpoint, data=call.data, split=call.split)
     for task in call.tasks:
-        path = evaluate(
-            task, call.workdir, data=call.data, split=call.split, reuse=call.reuse, overrides=call.overrides
-        )
+        path = evaluate(task, call.workdir, subject, reuse=call.reuse, overrides=call.overrides)
         if call.json:
             print(path.read_text(), end="")
     if not call.json and not call.quiet:

@@ -136,12 +136,13 @@ def _begin(plan: Plan, checkpoints: Checkpoints, classes: tuple[str, ...]) -> _C
     state = first_state(plan.variables, config=plan.config, classes=len(classes))
     state = state if plan.mesh is None else jax.device_put(state, replicated(plan.mesh))
     course = _Course(state, _copied(state))
-    if checkpoints.latest is None:
-        return course
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), course.parts()
     )
-    loaded = checkpoints.restore(checkpoints.latest, {**abstract, "data": None})
+    found = checkpoints.restore_newest({**abstract, "data": None})
+    if found is None:
+        return course
+    _, loaded = found
     return _Course(TrainState(**loaded["state"]), loaded["best"], **loaded["data"])
 
 
@@ -176,7 +177,7 @@ def _run(plan: Plan, course: _Course, checkpoints: Checkpoints, folder: Path, fi
             course = course.after(state, score)
             log.write(course.epoch, {**losses, "validation_map": score, **speed})
             bar.set_postfix_str(f"loss {losses['loss']:.4f}, best validation mAP {course.best_map:.3f}")
-            checkpoints.save(course.epoch, {**course.parts(), "data": course.counts()})
+            checkpoints.save(course.epoch, {**course.parts(), "data": course.counts()}, last=True)
     return course
 
 

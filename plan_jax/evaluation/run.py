@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plan_jax import __version__
-from plan_jax.checkpoint import latest_step
+from plan_jax.checkpoint import chosen_step
 from plan_jax.config import config_hash, load_config
 from plan_jax.config_file import with_overrides
 from plan_jax.data.records import manifest_hash, open_split, read_manifest
@@ -24,31 +24,39 @@ FIGURE = 6  # examples in maps.png
 OVERRIDABLE = ("evaluation", "detection")  # groups of the configuration that a trained run leaves free
 
 
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is scored, and on what.
+
+    Attributes:
+        checkpoint: as `Plan.load` takes it.
+        data: a built data set; by default the one the run trained on.
+        split: by default `evaluation.split` of the run.
+    """
+
+    checkpoint: str = "latest"
+    data: Path | None = None
+    split: str | None = None
+
+
 def evaluate(
-    task: str,
-    workdir: Path,
-    *,
-    data: Path | None = None,
-    split: str | None = None,
-    reuse: bool = False,
-    overrides: Sequence[str] = (),
+    task: str, workdir: Path, subject: Subject = Subject(), *, reuse: bool = False, overrides: Sequence[str] = ()
 ) -> Path:
-    """Scores a run's newest checkpoint on a task and returns the path of its results file.
+    """Scores a run on a task and returns the path of its results file.
 
     Args:
         task: one of `plan_jax.tables.files.TASKS`; grounding also writes gallery.html and maps.png.
         workdir: the run directory.
-        data: a built data set; by default the one the run trained on.
-        split: by default `evaluation.split` of the run.
+        subject: which of its checkpoints, on which data; by default the newest, on the test split of its own.
         reuse: return at once if the results file is of this checkpoint, configuration, data and version.
         overrides: such as "--config.evaluation.bootstrap=200", of the groups in OVERRIDABLE.
     """
     config = with_overrides(load_config(workdir / "config.json"), overrides, groups=OVERRIDABLE)
-    directory = data or Path(config.data.dir)
+    directory = subject.data or Path(config.data.dir)
     about = {
         "task": task,
-        "step": latest_step(workdir),
-        "split": split or config.evaluation.split,
+        "step": chosen_step(workdir, subject.checkpoint),
+        "split": subject.split or config.evaluation.split,
         "data": manifest_hash(directory),
         "data_set": read_manifest(directory)["name"],
         "config": config_hash(config),
@@ -57,7 +65,7 @@ def evaluate(
     path = results_path(workdir, task, about["data_set"])
     if reuse and about.items() <= object_in(path).items() and samples_path(path).is_file():
         return path
-    plan = Plan.load(workdir).over(make_mesh())
+    plan = Plan.load(workdir, str(about["step"])).over(make_mesh())
     plan = dataclasses.replace(plan, config=config) if overrides else plan
     with counted_compilations() as compiled:
         if task == "grounding":

@@ -1,17 +1,18 @@
 """The training loop: data in, steps, metrics and checkpoints out; stops and continues anywhere."""
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints, saved_steps
 from plan_jax.config import Config, at_step
+from plan_jax.counting.peak import peak_flops
 from plan_jax.data.mixture import Mixture, open_training
 from plan_jax.data.pipeline import TrainBatches
 from plan_jax.data.records import Split
@@ -19,17 +20,21 @@ from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.hosts import AnyProcess, is_first, rows_here, wait_for_all
 from plan_jax.sharding import check_batch, make_mesh, over_data, placed, rows_by_process
-from plan_jax.train.guard import SkipGuard, SpeedMeter, StopSignals
+from plan_jax.train.guard import SkipGuard, StopSignals
 from plan_jax.train.log import MetricsLog
 from plan_jax.train.placement import placement
 from plan_jax.train.prefetch import Prefetch
+from plan_jax.train.speed import SpeedMeter, flops_of
 from plan_jax.train.state import TrainState, create_state, learning_rate
 from plan_jax.train.step import Steps
+from plan_jax.train.trace import Trace
+from plan_jax.train.validation import open_validation
+from plan_jax.train.watchdog import Watchdog
 from plan_jax.train.workdir import TOKENIZER, check_workdir, prepare_workdir, record_origins
 from plan_jax.weights.pretrained import starting_tokenizer, starting_variables
 
 
-def fit(config: Config, workdir: Path) -> TrainState:
+def fit(config: Config, workdir: Path, *, profile: range | None = None) -> TrainState:
     """Trains until `config.train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Ctrl-C and SIGTERM save a checkpoint and return early. The position in the data, the state and the random numbers
@@ -39,6 +44,7 @@ def fit(config: Config, workdir: Path) -> TrainState:
     Args:
         config: the run's configuration; written to `workdir/config.json`.
         workdir: the run directory, made if needed.
+        profile: steps, counted from 1, that are recorded into `workdir/profile`.
 
     Raises:
         InputError: the data folder is unusable, `workdir` belongs to a run with another configuration, or the batch
@@ -69,7 +75,8 @@ def fit(config: Config, workdir: Path) -> TrainState:
             batches.seek(position)
             if int(state.step) < config.train.steps:
                 ahead = Prefetch(batches, ahead=config.data.prefetch, sharding=over_data(mesh))
-                state = _run(state, ahead, split, checkpoints, config=config, workdir=workdir)
+                tools = _Tools(config, workdir, int(state.step), profile, tokenizer)
+                state = _run(state, ahead, split, checkpoints, config=config, tools=tools)
         finally:
             batches.close()
     return state
@@ -100,8 +107,9 @@ def _begin_or_restore(checkpoints: Checkpoints, config: Config, mesh: Mesh, work
     """The state on the mesh, and the position in the data: of the newest checkpoint, or before the first step."""
     shapes = jax.eval_shape(lambda: create_state(config))
     places = placement(shapes, mesh)
-    if checkpoints.latest is not None:
-        loaded = checkpoints.restore(checkpoints.latest, {**_parts(placed(shapes, places)), "data": None})
+    found = checkpoints.restore_newest({**_parts(placed(shapes, places)), "data": None})
+    if found is not None:
+        _, loaded = found
         return TrainState(**loaded["variables"], **loaded["optimizer"]), int(loaded["data"]["position"])
     variables, origins = starting_variables(config)
     if is_first():
@@ -118,38 +126,85 @@ def _run(
     checkpoints: Checkpoints,
     *,
     config: Config,
-    workdir: Path,
+    tools: "_Tools",
 ) -> TrainState:
     """Steps until the end or a stop signal, and saves where it stands."""
     step, saved = int(state.step), checkpoints.latest
     steps, stopped = Steps(config), AnyProcess(jax.sharding.get_mesh())
-    guard, meter = (
-        SkipGuard(split, checkpoints, limit=config.train.skip_limit),
-        SpeedMeter(step, config.data.batch_size),
-    )
-    with MetricsLog(workdir, step=step) as log, StopSignals() as stop, _progress(step, config) as progress:
+    guard, meter = SkipGuard(split, checkpoints, limit=config.train.skip_limit), _meter(config, step)
+    with tools as (log, watchdog, trace), StopSignals() as stop, _progress(step, config) as progress:
         while step < config.train.steps and not stopped.ask(stop.requested):
-            batch = next(batches)
-            state, metrics = steps(state, batch, step)
+            watchdog.at("input")
+            with meter.input():
+                batch = next(batches)
             step += 1
+            watchdog.at(f"step {step}")
+            trace.before(step)
+            meter.flops = meter.flops or flops_of(steps.program(state, batch, step - 1))
+            state, metrics = steps(state, batch, step - 1)
+            trace.after(step, metrics)
             guard.watch(step, metrics, batch)
             progress.update()
-            if step % config.train.log_every == 0 or step == config.train.steps:
+            validates = _is_due(config.train.validate_every, step, config) and tools.validation is not None
+            score = None
+            if validates or _is_due(config.train.log_every, step, config):
                 guard.check()
-                values = {name: float(value) for name, value in metrics.items()}
-                values |= _settings(config, step - 1)
-                values |= {"words_cut": float(np.mean(rows_here(batch.words_cut))), **meter.read(step)}
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                values |= {**_settings(config, step - 1), "words_cut": float(rows_here(batch.words_cut).mean())}
+                values |= meter.read(step)
+                if validates:
+                    watchdog.at(f"validation {step}")
+                    with meter.apart():
+                        score = _validate(tools, state, step, values, config)
                 log.write(step, values)
                 shown = f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s"
                 progress.set_postfix_str(shown, refresh=False)
             if step % config.train.checkpoint_every == 0:
                 guard.check()
-                _save(checkpoints, step, state, batches)
-                saved = step
+                watchdog.at(f"checkpoint {step}")
+                saved = step if _save(checkpoints, step, state, batches, score=score) else saved
         guard.check()
         if saved != step:
-            _save(checkpoints, step, state, batches)
+            watchdog.at(f"checkpoint {step}")
+            _save(checkpoints, step, state, batches, last=True)
+        checkpoints.wait()
     return state
+
+
+class _Tools:
+    """What writes and watches while a run goes on, as one context."""
+
+    def __init__(self, config: Config, workdir: Path, step: int, profile: range | None, tokenizer: Tokenizer):
+        self.validation = open_validation(config, tokenizer, mesh=jax.sharding.get_mesh())
+        self.log = MetricsLog(workdir, step=step, enabled=is_first())
+        self._watchdog, self._trace = Watchdog(config.train.stall_seconds), Trace(workdir, profile)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> tuple[MetricsLog, Watchdog, Trace]:
+        enter = self._stack.enter_context
+        return enter(self.log), enter(self._watchdog), enter(self._trace)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+def _meter(config: Config, step: int) -> SpeedMeter:
+    kinds = {config.image_encoder.dtype, config.text_encoder.dtype}
+    dtype = "float32" if "float32" in kinds else "bfloat16"
+    return SpeedMeter(step, config.data.batch_size, peak=peak_flops(jax.local_devices()[0].device_kind, dtype))
+
+
+def _is_due(every: int, step: int, config: Config) -> bool:
+    return every > 0 and (step % every == 0 or step == config.train.steps)
+
+
+def _validate(tools: _Tools, state: TrainState, step: int, values: dict[str, float], config: Config) -> float:
+    """Adds the losses of the validation pairs to the values, shows their pictures, and gives the loss."""
+    assert tools.validation is not None
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    values |= tools.validation.measure(variables, config)
+    tools.log.write_images(step, tools.validation.pictures(variables, config))
+    return values["validation_loss"]
 
 
 def _settings(config: Config, step: int) -> dict[str, float]:
@@ -163,8 +218,16 @@ def _settings(config: Config, step: int) -> dict[str, float]:
     }
 
 
-def _save(checkpoints: Checkpoints, step: int, state: TrainState, batches: Prefetch) -> None:
-    checkpoints.save(step, {**_parts(state), "data": batches.state})
+def _save(
+    checkpoints: Checkpoints,
+    step: int,
+    state: TrainState,
+    batches: Prefetch,
+    *,
+    score: float | None = None,
+    last: bool = False,
+) -> bool:
+    return checkpoints.save(step, {**_parts(state), "data": batches.state}, score=score, last=last)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
