@@ -9,8 +9,8 @@ import oracle
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from plan_jax.compilation.counts import count
 from plan_jax.config import ImageEncoderConfig
+from plan_jax.counting.counts import count
 from plan_jax.encoders.resnet import ResNet
 from plan_jax.errors import InputError
 from plan_jax.sharding import make_mesh

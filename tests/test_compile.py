@@ -16,8 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 from plan_jax.__main__ import main
 from plan_jax.compilation import programs, report, topology
-from plan_jax.compilation.counts import KINDS, count
-from plan_jax.compilation.hlo import dimensions, parse, size_in_bytes
 from plan_jax.compilation.report import (
     compile_notes,
     compile_table,
@@ -29,6 +27,8 @@ from plan_jax.compilation.report import (
 )
 from plan_jax.compilation.topology import CHIPS, GIB, devices_of, parse_topology
 from plan_jax.config_file import read_config
+from plan_jax.counting.counts import KINDS, count
+from plan_jax.counting.hlo import dimensions, parse, size_in_bytes
 from plan_jax.errors import InputError
 from plan_jax.sharding import make_mesh, over_data, placed, replicated
 

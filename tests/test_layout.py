@@ -23,7 +23,7 @@ LAYERS = (
     {"losses", "augment"},
     {"encoders", "data"},
     {"model"},
-    {"sharding", "checkpoint", "weights"},
+    {"sharding", "checkpoint", "weights", "counting"},
     {"hosts"},
     {"batches", "forward"},
     {"inference", "train"},

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from plan_jax.compilation.counts import KINDS, count
 from plan_jax.compilation.programs import PROGRAMS
 from plan_jax.compilation.topology import GIB, Topology, devices_of
 from plan_jax.config import Config
+from plan_jax.counting.counts import KINDS, count
 from plan_jax.errors import InputError
 from plan_jax.sharding import make_mesh
 from plan_jax.tables.model import Cell, Column, Table

@@ -23,8 +23,9 @@ from plan_jax.detection.step import first_state, head_step
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
 from plan_jax.sharding import replicated, spread
-from plan_jax.train.guard import NonFiniteLoss, SpeedMeter
+from plan_jax.train.guard import NonFiniteLoss
 from plan_jax.train.log import MetricsLog
+from plan_jax.train.speed import SpeedMeter
 from plan_jax.train.state import TrainState
 
 KEY = 12  # hex digits that tell the heads of a data set and fraction apart
@@ -172,10 +173,11 @@ def _run(plan: Plan, course: _Course, checkpoints: Checkpoints, folder: Path, fi
                     f"loss must be finite, got {losses['loss']} in epoch {course.epoch + 1} of the detection head; "
                     "lower detection.learning_rate"
                 )
-            speed = meter.read(steps * (course.epoch + 1))
-            score = _validation_map(plan, state, films)
+            speed = meter.read(steps * (course.epoch + 1))["images_per_second"]
+            with meter.apart():
+                score = _validation_map(plan, state, films)
             course = course.after(state, score)
-            log.write(course.epoch, {**losses, "validation_map": score, **speed})
+            log.write(course.epoch, {**losses, "validation_map": score, "images_per_second": speed})
             bar.set_postfix_str(f"loss {losses['loss']:.4f}, best validation mAP {course.best_map:.3f}")
             checkpoints.save(course.epoch, {**course.parts(), "data": course.counts()}, last=True)
     return course

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from plan_jax.compilation.hlo import Computation, Execution, Instruction, dimensions, executions, parse, size_in_bytes
+from plan_jax.counting.hlo import Computation, Execution, Instruction, dimensions, executions, parse, size_in_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
