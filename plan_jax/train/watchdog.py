@@ -84,12 +84,12 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Where every other thread is, the innermost call last."""
+    """Where every other thread is, the main one first, the innermost call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = {number: frame for number, frame in sys._current_frames().items() if number != threading.get_ident()}
     return "\n".join(
-        f"Thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frame)).rstrip()}"
-        for number, frame in sys._current_frames().items()
-        if number != threading.get_ident()
+        f"Thread {names.get(number, number)}:\n{''.join(traceback.format_stack(frames[number])).rstrip()}"
+        for number in sorted(frames, key=lambda number: number != threading.main_thread().ident)
     )
 
 
