@@ -56,11 +56,12 @@ def mean_loss(similarity, temperature: float) -> float:
     return total / (2 * count)
 
 
-def test_the_losses_are_those_of_all_pairs_in_plain_loops(phantom_data):
-    config, tokenizer = settings(phantom_data, "--config.data.crop=0.875")
+def test_the_losses_are_those_of_the_chosen_pairs_in_plain_loops(phantom_data):
+    config, tokenizer = settings(phantom_data, "--config.data.crop=0.875", "--config.train.validation_pairs=4")
     held_out, variables = on_devices(config, tokenizer, jax.devices()[:1])
-    records = open_split(phantom_data, "validation")
-    assert len(records) == PAIRS
+    split = open_split(phantom_data, "validation")
+    assert len(split) == PAIRS
+    records = [split[index] for index in (0, 1, 3, 5)]
     plan = Plan(config, tokenizer, initial_variables(config, config.seed), step=0)
     images = plan.encode_images(np.stack([middle_of(decode_image(of.image, name=of.key)) for of in records]))
     texts = plan.encode_texts([record.report for record in records], truncate=True)
