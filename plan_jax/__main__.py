@@ -97,6 +97,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "or the address of the first process. Each runs this command and must see --workdir and the data",
     )
     parser.add_argument("--process", metavar="I/N", help="with HOST:PORT, this process's number from 0 and their count")
+    parser.add_argument(
+        "--profile", metavar="FIRST:COUNT", help="record these steps, counted from 1, into RUN/profile for TensorBoard"
+    )
     parser.set_defaults(run=_train)
 
 
@@ -107,10 +110,12 @@ def _train(call: argparse.Namespace) -> int:
     from plan_jax.hosts import is_first, join_hosts
     from plan_jax.train.guard import NonFiniteLoss
     from plan_jax.train.loop import fit
+    from plan_jax.train.trace import parse_steps
 
+    profile = parse_steps(call.profile) if call.profile else None
     join_hosts(call.coordinator, call.process)
     try:
-        state = fit(config, call.workdir)
+        state = fit(config, call.workdir, profile=profile)
     except NonFiniteLoss as error:
         print(f"plan_jax: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """A function over many rows, in padded pieces of few shapes, so that it is compiled a few times only.
 
-Under a mesh every piece is spread over its devices. What goes in and comes out lies on the host.
+Under a mesh every piece is spread over its devices. What goes in and comes out lies on the host; where the devices
+belong to several processes, all of them call with the same rows, and each gets all results.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from plan_jax.sharding import over_data
@@ -33,9 +35,7 @@ def over_pairs(function: Callable, images: Any, texts: Any, *, size: int, mesh: 
         rows = [
             ([function(piece, column) for column, _ in columns], count) for piece, count in _pieces(images, size, mesh)
         ]
-        whole = [
-            np.concatenate([np.asarray(x)[:n, :w] for x, w in zip(row, widths, strict=True)], 1) for row, n in rows
-        ]
+        whole = [np.concatenate([_on_host(x)[:n, :w] for x, w in zip(row, widths, strict=True)], 1) for row, n in rows]
     return np.concatenate(whole)
 
 
@@ -47,7 +47,22 @@ def _pieces(tree: Any, size: int, mesh: Mesh | None) -> Iterator[tuple[Any, int]
         piece = tree  # where it needs no cutting it may lie on a device, and stays there
         if count != shape:
             piece = jax.tree.map(lambda leaf, start=start: _padded(leaf[start : start + shape], shape), tree)
-        yield piece if mesh is None else jax.device_put(piece, over_data(mesh)), min(shape, count - start)
+        yield piece if mesh is None else on_mesh(piece, mesh), min(shape, count - start)
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Arrays with a leading batch axis over the devices, of which some may be those of other processes with the same.
+
+    jax.device_put would send all rows around to compare them, and show them where they differ.
+    """
+    rows = over_data(mesh)
+    if rows.is_fully_addressable:
+        return jax.device_put(tree, rows)
+
+    def spread(leaf: Any) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(leaf), rows, lambda part: np.asarray(leaf)[part])
+
+    return jax.tree.map(spread, tree)
 
 
 def _shape(count: int, size: int, devices: int) -> int:
@@ -66,7 +81,14 @@ def _padded(leaf: Any, shape: int) -> np.ndarray:
 
 
 def _joined(leaves: tuple, counts: list[int]) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf)[:count] for leaf, count in zip(leaves, counts, strict=True)])
+    return np.concatenate([_on_host(leaf)[:count] for leaf, count in zip(leaves, counts, strict=True)])
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """All of an array, also of one whose devices belong to several processes: then each gets what the others have."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def _in_force(mesh: Mesh | None) -> contextlib.AbstractContextManager:

@@ -223,14 +223,18 @@ class Plan:
         return in_batches(function, arguments, size=self.config.evaluation.batch_size, mesh=self.mesh)
 
     def _prompted(self, phrase: str) -> str:
-        if not any(letter.isalnum() for letter in phrase):
-            raise InputError("phrase must contain a word, got none; write at least one letter or digit")
-        prompt = self.config.evaluation.prompt
-        return prompt.replace("{}", phrase.strip().removesuffix(".") if prompt.endswith(".") else phrase)
+        return prompted(phrase, prompt=self.config.evaluation.prompt)
 
     def _tokens(self, text: str, *, truncate: bool):
         data = self.config.data
         return self.tokenizer.encode(text, max_tokens=data.max_tokens, max_words=data.max_words, truncate=truncate)
+
+
+def prompted(phrase: str, *, prompt: str) -> str:
+    """The sentence in which a phrase is grounded, as `evaluation.prompt` has it. InputError: it holds no word."""
+    if not any(letter.isalnum() for letter in phrase):
+        raise InputError("phrase must contain a word, got none; write at least one letter or digit")
+    return prompt.replace("{}", phrase.strip().removesuffix(".") if prompt.endswith(".") else phrase)
 
 
 def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

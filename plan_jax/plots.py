@@ -20,6 +20,7 @@ MATCH, BOX, EDGE = (255, 110, 0), (255, 235, 60), (20, 20, 20)  # RGB
 OPACITY = 0.85  # of the colour at a map's highest value
 WORD_COLUMNS = 8  # pictures in a row of word maps
 SIDE = 320  # about the longer side of a picture in pixels
+LINE, LETTER = 16, 8  # height and width in pixels that a letter of a caption takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,24 @@ def with_boxes(
     """The gray image alone with box outlines, as RGB, sized as by `overlay`."""
     gray = _resized(image, side)
     return _outlined(np.repeat(gray[..., None], 3, axis=2), boxes, scale=gray.shape[1] / image.shape[1])
+
+
+def beside(
+    image: UInt8[np.ndarray, "H W"], grounding_map: Float[np.ndarray, "H W"], *, boxes: Sequence[Box] = (), caption: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image and, right of it, the overlay, as one RGB picture; above them a dark strip with the caption, if any.
+
+    OpenCV's letters are ASCII: others become "?". What does not fit into two lines is left out.
+    """
+    pair = np.concatenate([with_boxes(image, boxes=boxes), overlay(image, grounding_map, boxes=boxes)], axis=1)
+    if not caption:
+        return pair
+    strip = np.full((2 * LINE + 4, pair.shape[1], 3), EDGE, np.uint8)
+    shown = _wrapped(caption.encode("ascii", "replace").decode(), width=max(8, pair.shape[1] // LETTER), lines=2)
+    for number, line in enumerate(shown.splitlines(), start=1):
+        at = (4, number * LINE - 4)
+        cv2.putText(strip, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([strip, pair])
 
 
 def save_overlay(

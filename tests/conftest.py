@@ -53,6 +53,7 @@ TINY = (
     "--config.train.steps=300",
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=25",
+    "--config.train.validate_every=0",
     "--config.evaluation.bootstrap=20",
     "--config.evaluation.gallery=3",
 )

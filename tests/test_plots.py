@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plan_jax.gallery import write_gallery
-from plan_jax.plots import BOX, Example, contrast, overlay, save_figure, save_overlay, with_boxes
+from plan_jax.plots import BOX, Example, beside, contrast, overlay, save_figure, save_overlay, with_boxes
 from plan_jax.tables.results import grounding_table
 
 HOSTILE = '<script>alert("x")</script> & $\\frac$ </p><img src=x onerror=y>'
@@ -83,6 +83,20 @@ def test_a_figure_holds_one_column_per_example(tmp_path):
     two, four = (cv2.imread(str(tmp_path / name)).shape for name in ("two.png", "four.png"))
     assert four[0] == two[0]
     assert four[1] > 1.6 * two[1]
+
+
+def test_a_picture_stands_beside_its_map_with_the_caption_above_if_there_is_one():
+    item = example()
+    pair = np.concatenate(
+        [with_boxes(item.image, boxes=item.boxes), overlay(item.image, item.grounding_map, boxes=item.boxes)], axis=1
+    )
+    np.testing.assert_array_equal(beside(item.image, item.grounding_map, boxes=item.boxes, caption=""), pair)
+    for caption in ("a nodule", HOSTILE + " word" * 200, "Überlänge " * 9):
+        picture = beside(item.image, item.grounding_map, boxes=item.boxes, caption=caption)
+        strip = picture[: len(picture) - len(pair)]
+        np.testing.assert_array_equal(picture[len(strip) :], pair)
+        assert strip.max() > 200
+        assert (strip[:, -8:] == strip[0, -1]).all()  # letters do not run over the edge
 
 
 class Tags(html.parser.HTMLParser):

@@ -3,7 +3,6 @@
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 import jax
@@ -21,20 +20,6 @@ class NonFiniteLoss(RuntimeError):
 
     The message names the step, the records and the last good checkpoint.
     """
-
-
-class SpeedMeter:
-    """Images per second since the last reading."""
-
-    def __init__(self, step: int, batch_size: int):
-        self._step, self._batch_size, self._time = step, batch_size, time.monotonic()
-
-    def read(self, step: int) -> dict[str, float]:
-        """The speed up to `step`, as a metric."""
-        now = time.monotonic()
-        speed = (step - self._step) * self._batch_size / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
-        return {"images_per_second": speed}
 
 
 class SkipGuard:

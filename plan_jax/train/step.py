@@ -8,22 +8,27 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from plan_jax.alignment.sharpness import sharpness
 from plan_jax.augment import augment
 from plan_jax.config import Config, at_step
 from plan_jax.model import PlanModel
 from plan_jax.train.gradients import gradients_of
+from plan_jax.train.norms import block_norms
 from plan_jax.train.placement import kept_in_place
 from plan_jax.train.rules import parameter_factors, where_learned
 from plan_jax.train.skip import judge, where_taken
 from plan_jax.train.state import TrainState, make_optimizer
 from plan_jax.types import Batch
 
+WATCHED = 4  # pairs of the batch whose alignment is looked at
+
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer", "config"), donate_argnames="state")
 def train_step(
     state: TrainState, batch: Batch, *, model: PlanModel, optimizer: optax.GradientTransformation, config: Config
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The next state, and the step's loss, its parts, and the norms of the gradient (before clipping) and parameters.
+    """The next state, and of the step the loss and its parts, the norms of the gradient (before clipping) and of the
+    parameters, also block by block, and how decided the first pairs' alignment is (`alignment.sharpness`).
 
     The model sees a random view of the images (`augment`). The state's buffers are donated. The views and dropout are
     drawn from the seed and the step alone. Parameters that `config.optim.rules` freezes have no gradient, also none in
@@ -43,8 +48,11 @@ def train_step(
     after = where_taken(
         taken, (params, found.batch_stats, opt_state), (state.params, state.batch_stats, state.opt_state)
     )
-    counts = {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
-    return kept_in_place(TrainState(state.step + 1, *after, losses=losses)), {**found.metrics, **norms, **counts}
+    metrics = found.metrics | norms | {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
+    metrics |= block_norms(found.gradients, "gradient_norm") | block_norms(params, "parameter_norm")
+    images, texts = jax.tree.map(lambda rows: rows[:WATCHED], found.features)
+    metrics |= sharpness(images.patch, texts.word, texts.word_logit, texts.mask, config=config.alignment)
+    return kept_in_place(TrainState(state.step + 1, *after, losses=losses)), metrics
 
 
 class Steps:
