@@ -88,8 +88,8 @@ find_gpus() {
     return
   fi
   local numbers
-  numbers="$("$PYTHON" -c "$LIST_GPUS")" || fail 1 "JAX must see a GPU, got none on $(hostname), though nvidia-smi does;" \
-    "CUDA 13 needs a driver of version 580 or later, and CUDA_VISIBLE_DEVICES and JAX_PLATFORMS must not hide GPUs"
+  numbers="$("$PYTHON" -c "$LIST_GPUS")" || fail 1 "JAX must see a GPU, got none on $(hostname), where nvidia-smi" \
+    "does; CUDA 13 needs a driver of version 580 or later, and CUDA_VISIBLE_DEVICES and JAX_PLATFORMS must not hide GPUs"
   # Under SLURM, JAX would otherwise give a process one GPU: its own number among the node's processes.
   export JAX_LOCAL_DEVICE_IDS="$numbers"
   say "== GPUs $numbers of $(hostname)"

@@ -9,9 +9,10 @@ CONTENTS=(LICENSE README.md configs launch plan_jax pyproject.toml requirements.
 
 usage() {
   cat <<TEXT
-usage: bash launch/tpu_vm.sh COMMAND --name NAME --zone ZONE [OPTION]... [--config.FIELD=VALUE]... [-- ARG...]
+usage: bash launch/tpu_vm.sh [COMMAND] --name NAME --zone ZONE [OPTION]... [--config.FIELD=VALUE]... [-- ARG...]
 
-  run         all of it: create (unless it is there), setup, start, follow; run again, it goes on where it stands
+  run         all of it, and what is done without a COMMAND: create (unless it is there), setup, start, follow; run
+              again, it goes on where it stands
   create      make the TPU
   setup       copy the project to ~/plan_jax of all workers and make its environment there
   start       start training on all workers; it outlives the connection
@@ -37,7 +38,7 @@ usage: bash launch/tpu_vm.sh COMMAND --name NAME --zone ZONE [OPTION]... [--conf
   --config.FIELD=VALUE, -- ARG...
                       go to \`python -m plan_jax train\`
   --poll SECONDS      between two looks at a TPU that is not training (default: $POLL)
-  --dry-run           print the commands, run none
+  --dry-run           print the commands, run none; what is not given stands in them in capitals
   --help              this text
 
 Example: Filestore, a TPU of 16 chips that may be preempted, until training has finished. It comes back only as long as
@@ -52,6 +53,10 @@ TEXT
 
 name="" zone="" project="" type="" version="" spot=no prepare="" config=configs/plan_r50.py workdir="" data=""
 flags=() fields=() others=() command="${1:---help}"
+case "$command" in
+  -h | --help) ;;
+  --*) set -- run "$@" && command=run ;;
+esac
 case "$command" in
   run | create | setup | start | follow | status | stop | delete) shift ;;
   -h | --help) usage && exit 0 ;;
@@ -79,6 +84,10 @@ while [[ $# -gt 0 ]]; do
   esac
   shift
 done
+if [[ "$DRY_RUN" == yes ]]; then
+  name="${name:-NAME}" zone="${zone:-ZONE}" type="${type:-TYPE}" version="${version:-VERSION}"
+  workdir="${workdir:-/WORKDIR}"
+fi
 [[ -n "$name" && -n "$zone" ]] || fail 2 "$command needs --name and --zone"
 case "$command" in run | create | follow)
   [[ -n "$type" && -n "$version" ]] || fail 2 "$command needs --type and --version, for example v5litepod-16 and" \
@@ -87,7 +96,8 @@ esac
 case "$command" in run | start | follow)
   [[ "$workdir" == /* && "${data:-/}" == /* ]] || fail 2 "--workdir and --data must be absolute paths on the workers," \
     "got '$workdir' and '$data'"
-  [[ -f "$ROOT/${config%%:*}" ]] || fail 2 "--config must be a file of the project, as configs/plan_r50.py, got '$config'"
+  [[ -f "$ROOT/${config%%:*}" ]] || fail 2 "--config must be a file of the project, as configs/plan_r50.py," \
+    "got '$config'"
 esac
 [[ "$DRY_RUN" == yes ]] || command -v gcloud >/dev/null || fail 1 "needs gcloud, found none on PATH;" \
   "install it (https://cloud.google.com/sdk/docs/install) and run gcloud auth login"
@@ -195,10 +205,12 @@ come_back() {
   setup && start
 }
 
-# Starts training again that has ended in state $1; fails where that has not helped RETRIES times.
+# Starts training again that has ended in state $1; ends all where that has not helped RETRIES times (see follow).
 restart() {
   say "== training on $name: $1"
-  case "$1" in failed*) ((++failures <= RETRIES)) || fail 1 "training failed $failures times in a row; its log is above" ;; esac
+  if [[ "$1" == failed* ]]; then
+    ((++failures <= RETRIES)) || fail 1 "training failed $failures times in a row; its log is above"
+  fi
   again || say "== could not start training; looking again in $POLL s"
 }
 

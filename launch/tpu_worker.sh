@@ -7,7 +7,7 @@ PATIENCE=300         # seconds that `stop` leaves training for saving
 
 usage() {
   cat <<TEXT
-usage: bash launch/tpu_worker.sh setup | start ARG... | state | follow | stop | --help
+usage: bash launch/tpu_worker.sh setup | start ARG... | state | follow | stop | --dry-run ARG... | --help
 
 Run by launch/tpu_vm.sh on the workers of a TPU.
 
@@ -16,6 +16,7 @@ Run by launch/tpu_vm.sh on the workers of a TPU.
   state       how training stands: none, running, finished, saved (by SIGTERM), stopped (by stop), failed CODE, lost
   follow      the log, until training ends
   stop        SIGTERM, upon which training saves; returns when it has ended
+  --dry-run   print the commands of setup and start, run none
   --help      this text
 
 PLAN_VENV names the virtual environment to use or make (default: .venv in the project folder).
@@ -39,7 +40,9 @@ setup() {
 running() { [[ -f "$JOB/pid" ]] && ps -o args= -p "$(<"$JOB/pid")" 2>/dev/null | grep -q tpu_worker.sh; }
 
 # 0 if training, when it last ran, ended before its last step.
-saved() { awk '/^== training/ {said = 0} /, saved; the same command continues$/ {said = 1} END {exit !said}' "$JOB/log"; }
+saved() {
+  awk '/^== training/ {said = 0} /, saved; the same command continues$/ {said = 1} END {exit !said}' "$JOB/log"
+}
 
 state() {
   if running; then
@@ -100,7 +103,7 @@ stop() {
 }
 
 follow() {
-  ! running || tail -n 20 -f --pid="$(<"$JOB/pid")" "$JOB/log"
+  ! running || tail -n 20 -s 0.2 -f --pid="$(<"$JOB/pid")" "$JOB/log"
 }
 
 command="${1:---help}"
@@ -108,6 +111,11 @@ if [[ $# -gt 0 ]]; then shift; fi
 case "$command" in
   setup | start | train | stop | follow) "$command" "$@" ;;
   state) say "state: $(state)" ;;
+  --dry-run)
+    DRY_RUN=yes
+    setup
+    run "$PYTHON" -m plan_jax train "$@" --coordinator auto
+    ;;
   -h | --help) usage ;;
   *) fail 2 "unknown command '$command'; bash launch/tpu_worker.sh --help lists them" ;;
 esac
