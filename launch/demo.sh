@@ -28,7 +28,7 @@ out="" name=demo size="$FULL_SIZE" steps="$FULL_STEPS"
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --quick) name=demo_quick size="$QUICK_SIZE" steps="$QUICK_STEPS" ;;
-    --out) [[ -n "${2:-}" ]] || fail 2 "--out must be followed by a folder" && out="$2" && shift ;;
+    --out) valued "$1" "${2:-}" "a folder" && out="$2" && shift ;;
     --out=?*) out="${1#--out=}" ;;
     --dry-run) DRY_RUN=yes ;;
     -h | --help) usage && exit 0 ;;

@@ -72,8 +72,8 @@ while [[ $# -gt 0 ]]; do
       arms="$QUICK_ARMS" arm_steps="$QUICK_ARM_STEPS" seeds="$QUICK_SEEDS"
       scoring=(--reuse --quiet "${QUICK_SCORING[@]}")
       ;;
-    --out) [[ -n "${2:-}" ]] || fail 2 "--out must be followed by a folder" && out="$2" && shift ;;
-    --config) [[ -n "${2:-}" ]] || fail 2 "--config must be followed by a file" && config="$2" && shift ;;
+    --out) valued "$1" "${2:-}" "a folder" && out="$2" && shift ;;
+    --config) valued "$1" "${2:-}" "a file" && config="$2" && shift ;;
     --train-data) check_named "$1" "${2:-}" && train_data="$2" && shift ;;
     --data) check_named "$1" "${2:-}" && sets+=("$2") && shift ;;
     --no-ablation) ablation=no ;;
@@ -86,8 +86,7 @@ done
 out="$(absolute "${out:-$ROOT/runs/$name}")"
 phantoms="$out/phantoms" run="$out/run" arms_out="$out/ablation"
 train_name=phantom train_dir="$phantoms"
-# A file beside the caller, else one of the project; what stands behind a colon is an argument of it.
-if [[ "$PWD" != "$ROOT" && -f "${config%%:*}" ]]; then config="$(absolute "$config")"; fi
+config="$(config_path "$config")"
 if [[ -n "$train_data" ]]; then train_name="${train_data%%=*}" train_dir="$(absolute "${train_data#*=}")"; fi
 
 build=(build phantom --out "$phantoms")

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by launch/*.sh: a virtual environment with what the project needs, and how to run commands in it.
 #
-#   set_up FILE...        makes $VENV and installs these requirements files, once
+#   set_up NAME...        makes $VENV and installs these, once: requirements files, or extras of pyproject.toml
 #   stage TEXT CMD...     prints TEXT, runs CMD, names TEXT if CMD fails
 #   fail CODE TEXT        one line on stderr, then exit
 #
@@ -25,6 +25,12 @@ fail() {
 
 # The path $1 as seen from the caller's directory.
 absolute() { case "$1" in /*) say "$1" ;; *) say "$PWD/$1" ;; esac; }
+
+# The configuration $1: a file beside the caller, else one of the project; what stands behind a colon is its argument.
+config_path() { if [[ "$PWD" != "$ROOT" && -f "${1%%:*}" ]]; then absolute "$1"; else say "$1"; fi; }
+
+# Refuses option $1 unless a value, $2, follows it; $3 says what it must be.
+valued() { [[ -n "${2:-}" ]] || fail 2 "$1 must be followed by $3"; }
 
 VENV="$(absolute "${PLAN_VENV:-$ROOT/.venv}")"
 PYTHON="$VENV/bin/python"
@@ -89,13 +95,21 @@ check_venv() {
     "got $("$PYTHON" -V 2>&1); delete it or let PLAN_VENV name another"
 }
 
-# The copy of a requirements file that is kept in the environment once all of it is installed.
+# What $1 asks for: the text of a requirements file, or the one package of an extra in pyproject.toml.
+demand_of() {
+  case "$1" in
+    *.txt) cat "$ROOT/$1" ;;
+    *) sed -n "s/^$1 = \\[\"\([^\"]*\)\"\].*/\1/p" "$ROOT/pyproject.toml" ;;
+  esac
+}
+
+# The copy of what was asked for that is kept in the environment once all of it is installed.
 stamp_of() { say "$VENV/.installed-$(printf '%s' "$1" | tr / -)"; }
 
 installed() {
-  local file
-  for file in "$@"; do
-    [[ -f "$(stamp_of "$file")" && "$(<"$(stamp_of "$file")")" == "$(<"$ROOT/$file")" ]] || return 1
+  local name
+  for name in "$@"; do
+    [[ -f "$(stamp_of "$name")" && "$(<"$(stamp_of "$name")")" == "$(demand_of "$name")" ]] || return 1
   done
 }
 
@@ -117,9 +131,14 @@ pip_install() {
 }
 
 install_requirements() {
-  local file wanted=()
-  for file in "$@"; do wanted+=(-r "$ROOT/$file"); done
-  say "== Installing $* (about 1 GB, a minute or two)"
+  local name wanted=() size="about 1 GB, a minute or two"
+  for name in "$@"; do
+    case "$name" in
+      *.txt) wanted+=(-r "$ROOT/$name") ;;
+      *) wanted+=("$(demand_of "$name")") size="some GB, some minutes" ;;
+    esac
+  done
+  say "== Installing $* ($size)"
   if [[ "$DRY_RUN" == yes ]]; then
     run "$PYTHON" -m pip install "${wanted[@]}"
     return
@@ -133,7 +152,7 @@ install_requirements() {
       "check the network and the free space and run this again"
   fi
   # An environment that cannot be written held everything already, or the install would have failed.
-  for file in "$@"; do cp "$ROOT/$file" "$(stamp_of "$file")" 2>/dev/null || true; done
+  for name in "$@"; do { demand_of "$name" >"$(stamp_of "$name")"; } 2>/dev/null || true; done
 }
 
 set_up() {

@@ -2,39 +2,37 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from shell import EXTRAS, LAUNCH, ROOT, SAVED, World, bash, dry_run, plan_commands
 
-ROOT = Path(__file__).parents[1]
-LAUNCH = ROOT / "launch"
 OPTIONS = {
     "demo.sh": ("--quick", "--out", "--dry-run", "--help"),
     "reproduce.sh": ("--quick", "--out", "--train-data", "--config", "--data", "--no-ablation", "--dry-run", "--help"),
     "test.sh": ("--dry-run", "--help"),
 }
-
-
-def bash(script: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(script), *arguments]
-    kept = {name: value for name, value in os.environ.items() if name != "PLAN_VENV"}
-    return subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
-
-
-def dry_run(script: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> list[list[str]]:
-    """The commands that the script would run, split into words as the shell would."""
-    done = bash(script, "--dry-run", *arguments, cwd=cwd, **environment)
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines() if line and not line.startswith("==")]
-
-
-def plan_commands(commands: list[list[str]]) -> list[list[str]]:
-    """Of these the ones that run plan_jax, without `PYTHON -m plan_jax`."""
-    return [words[3:] for words in commands if words[1:3] == ["-m", "plan_jax"]]
+DEVICE_OPTIONS = {
+    "gpu.sh": "--config --workdir --data --slurm --nodes --gpus --partition --time --coordinator --process PLAN_VENV",
+    "slurm.sbatch": "--config --workdir scancel PLAN_VENV",
+    "tpu_vm.sh": "run create setup start follow status stop delete --name --zone --project --type --version --spot "
+    "--create-flag --prepare --config --workdir --data --poll",
+    "tpu_worker.sh": "setup start state follow stop PLAN_VENV",
+}
+WRONG_CALLS = [
+    *("gpu.sh --fast", "gpu.sh --config", "gpu.sh runs/x", "gpu.sh --nodes 2", "gpu.sh --coordinator host:1"),
+    *("gpu.sh --process 0/2", "gpu.sh --slurm --coordinator auto", "gpu.sh --coordinator host --process 0/2"),
+    *("slurm.sbatch --config configs/plan_r50.py", "tpu_worker.sh fly", "tpu_vm.sh fly", "tpu_vm.sh run"),
+    *("tpu_vm.sh stop --name t", "tpu_vm.sh create --name t --zone z", "tpu_vm.sh start --name t --zone z"),
+    "tpu_vm.sh start --name t --zone z --workdir runs/x",
+    "tpu_vm.sh start --name t --zone z --workdir /x --config nothing.py",
+]
+ALL_OPTIONS = {script: (*options, "PLAN_VENV") for script, options in OPTIONS.items()} | {
+    script: (*options.split(), "--dry-run", "--help") for script, options in DEVICE_OPTIONS.items()
+}
 
 
 def test_shellcheck_finds_nothing():
@@ -42,16 +40,16 @@ def test_shellcheck_finds_nothing():
         "shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
     assert shellcheck, "install tests/requirements.txt"
-    scripts = [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"]
+    scripts = [*sorted(LAUNCH.glob("*.sh")), *sorted(LAUNCH.glob("*.sbatch")), ROOT / ".ci" / "run"]
     done = subprocess.run([shellcheck, "-x", "-P", "SCRIPTDIR", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", OPTIONS)
+@pytest.mark.parametrize("script", ALL_OPTIONS)
 def test_help_names_the_options_and_needs_no_environment(script, tmp_path):
     done = bash(LAUNCH / script, "--help", cwd=tmp_path, PATH="/usr/bin:/bin", HOME="/nonexistent")
     assert done.returncode == 0, done.stderr
-    assert [option for option in (*OPTIONS[script], "PLAN_VENV") if option not in done.stdout] == []
+    assert [option for option in ALL_OPTIONS[script] if option not in done.stdout] == []
 
 
 @pytest.mark.parametrize(
@@ -61,6 +59,7 @@ def test_help_names_the_options_and_needs_no_environment(script, tmp_path):
         *(("reproduce.sh", ["--data", wrong]) for wrong in ("", "ms_cxr", "=x", "ms_cxr=", "nothing=x")),
         ("reproduce.sh", ["--train-data"]),
         ("reproduce.sh", ["--config"]),
+        *((script, arguments) for script, *arguments in map(str.split, WRONG_CALLS)),
     ],
 )
 def test_a_wrong_call_is_refused_in_one_line(script, arguments):
@@ -201,6 +200,40 @@ def test_pythons_that_are_too_old_or_cannot_run_are_passed_over(tmp_path):
     (tmp_path / "python3.11").symlink_to(sys.executable)
     make, *_ = dry_run(LAUNCH / "demo.sh", PATH=path, PLAN_VENV=str(tmp_path / "env"))
     assert make[0] == str(tmp_path / "python3.11")
+
+
+@pytest.mark.parametrize("script", DEVICE_OPTIONS)
+def test_a_dry_run_starts_nothing_and_names_no_secret_and_no_place_but_the_projects(script, tmp_path):
+    world = World(tmp_path)
+    programs = ("gcloud", "srun", "sbatch", "scontrol", "nvidia-smi", "tar", "mkdir", "rm")
+    for program in programs:
+        world.add(program, "exit 1")
+    commands = dry_run(LAUNCH / script, **world.environment)
+    assert commands
+    assert not [words for words in world.calls("python") if words[1] == "-m"]
+    assert not [program for program in programs if world.calls(program)]
+    words = [word for words in commands for word in words]
+    for text in ((LAUNCH / script).read_text(), *words):
+        elsewhere = text.replace(str(world.folder), "").replace(str(ROOT), "")
+        assert not re.search(r"/(home|root|Users|work|scratch|data)/", elsewhere), text
+        assert not re.search(r"token|password|secret|credential|AIza|hf_", elsewhere, re.IGNORECASE), text
+
+
+def test_the_environment_for_gpus_and_tpus_is_that_of_the_packages_extras(tmp_path):
+    world = World(tmp_path)
+    for script, extra in (("gpu.sh", "cuda"), ("slurm.sbatch", "cuda"), ("tpu_worker.sh", "tpu")):
+        assert not [words for words in dry_run(LAUNCH / script, **world.environment) if "install" in words]
+        (tmp_path / "env" / f".installed-{extra}").write_text("jax==0.1\n")
+        (install,) = [words for words in dry_run(LAUNCH / script, **world.environment) if "install" in words]
+        (tmp_path / "env" / f".installed-{extra}").write_text(f"{EXTRAS[extra][0]}\n")
+        assert install[-3:] == ["-r", str(ROOT / "requirements.txt"), *EXTRAS[extra]]
+
+
+def test_what_training_says_when_it_was_stopped_is_what_the_scripts_look_for():
+    _, phrase = SAVED.split(", ")
+    assert any(phrase in file.read_text() for file in (ROOT / "plan_jax").rglob("*.py"))
+    for script in ("slurm.sbatch", "tpu_worker.sh"):
+        assert f", {phrase}$/" in (LAUNCH / script).read_text()
 
 
 def test_ci_runs_the_tests_and_nothing_else():
