@@ -10,11 +10,12 @@ import pytest
 from plan_jax.config import TrainConfig
 from plan_jax.train.skip import FIRST, RECENT, judge, no_losses, where_taken
 
+CONFIG = TrainConfig()
 judge_one = jax.jit(judge, static_argnames="config")
 
 
-def taken_of(losses, config=TrainConfig(), finite=()):
-    """Which of these steps are taken, and the record after them; `finite` gives those whose other numbers are not."""
+def taken_of(losses, config=CONFIG, finite=()):
+    """Which of these steps are taken, and the record after them; the numbers of the steps in `finite` are not."""
     record, taken = no_losses(), []
     for step, loss in enumerate(losses):
         ok, record = judge_one(record, jnp.float32(loss), jnp.asarray(step not in finite), config=config)

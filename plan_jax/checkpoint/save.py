@@ -130,6 +130,12 @@ class Checkpoints:
         finally:
             self._checkpointer.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _finish(self, step: int, response: Any) -> None:
         """In the background: waits for the save, and writes its digest."""
         try:
