@@ -209,6 +209,7 @@ come_back() {
 restart() {
   say "== training on $name: $1"
   if [[ "$1" == failed* ]]; then
+    on_worker 0 follow || true
     ((++failures <= RETRIES)) || fail 1 "training failed $failures times in a row; its log is above"
   fi
   again || say "== could not start training; looking again in $POLL s"
@@ -225,8 +226,11 @@ follow() {
         on_worker 0 follow || pause
         ((SECONDS - began < LONG)) || failures=0
         ;;
-      READY/finished | READY/stopped) say "== training on $name: $training" && return ;;
-      "READY/failed 2") fail 2 "training refused its call or its input; its log is above" ;;
+      READY/finished | READY/stopped | "READY/failed 2")
+        on_worker 0 follow || true
+        [[ "$training" != failed* ]] || fail 2 "training refused its call or its input; its log is above"
+        say "== training on $name: $training" && return
+        ;;
       READY/none | READY/lost | READY/saved | READY/failed*)
         # Training may have ended because a preemption is on its way, which the TPU's state shows a little later.
         if ((++looks < 3)); then pause; else looks=0 && restart "$training"; fi

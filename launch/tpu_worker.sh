@@ -14,7 +14,7 @@ Run by launch/tpu_vm.sh on the workers of a TPU.
   setup       make the virtual environment with JAX for TPU
   start       \`python -m plan_jax train ARG... --coordinator auto\`, detached, with its log in runs/tpu/log
   state       how training stands: none, running, finished, saved (by SIGTERM), stopped (by stop), failed CODE, lost
-  follow      the log, until training ends
+  follow      the end of the log, then what is added to it until training ends
   stop        SIGTERM, upon which training saves; returns when it has ended
   --dry-run   print the commands of setup and start, run none
   --help      this text
@@ -103,7 +103,8 @@ stop() {
 }
 
 follow() {
-  ! running || tail -n 20 -s 0.2 -f --pid="$(<"$JOB/pid")" "$JOB/log"
+  if ! running; then tail -n 20 "$JOB/log" && return; fi
+  tail -n 20 -s 0.2 -f --pid="$(<"$JOB/pid")" "$JOB/log"
 }
 
 command="${1:---help}"

@@ -20,7 +20,9 @@ PYTHON = 'if [[ "$1" == -c ]]; then case "$2" in *gpu*) echo 0,1,2,3 ;; esac; ex
 def bash(script: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(script), *arguments]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PLAN_VENV", "SLURM_", "XLA_"))}
-    return subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def dry_run(script: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> list[list[str]]:
@@ -58,7 +60,8 @@ class World:
 
     def add(self, path: Path | str, text: str) -> None:
         path = self.folder / "bin" / path
-        note = f"printf '%q ' {path.name} \"$@\" >>{shlex.quote(str(self.log))}; echo >>{shlex.quote(str(self.log))}"
+        # In one write, as several programs may run at once.
+        note = f'echo "$(printf \'%q \' {path.name} "$@")" >>{shlex.quote(str(self.log))}'
         path.write_text(f"#!/usr/bin/env bash\n{note}\n{text}\n")
         path.chmod(0o755)
 

@@ -39,21 +39,13 @@ def test_a_tpu_that_is_preempted_is_made_anew_and_training_continues_there(world
         'echo step 1; cd "$CLOUD"; if [[ ! -f once ]]; then touch once; sleep 0.3; echo PREEMPTED >state; exit 1; fi; '
         f'echo "{FINISHED}"'
     )
-    options = [
-        "--spot",
-        "--project",
-        "p",
-        "--workdir",
-        "/shared/a b",
-        "--data",
-        "/shared/d",
-        "--prepare",
-        "touch mounted",
-    ]
+    options = shlex.split("--spot --project p --workdir '/shared/a b' --data /shared/d --prepare 'touch mounted'")
     done = world.run(LAUNCH / "tpu_vm.sh", "run", *TPU, *options, "--poll", "0.1", "--config.seed=1")
     assert done.returncode == 0, done.stdout + done.stderr
     changes = [words[4:6] for words in world.calls("gcloud") if words[5] in ("create", "delete")]
     assert changes == [["queued-resources", done] for done in ("create", "delete", "create")]
+    (delete,) = [words for words in world.calls("gcloud") if words[5] == "delete"]
+    assert "--force" in delete, "without it a request is not deleted that still has its TPU"
     assert {"--zone=z", "--project=p"} <= set(world.calls("gcloud")[0])
     called = ["--config", "configs/plan_r50.py", "--workdir", "/shared/a b", "--config.seed=1"]
     assert world.trainings() == [[*called, "--config.data.dir=/shared/d", "--coordinator", "auto"]] * 2
@@ -69,10 +61,11 @@ def test_a_tpu_that_is_preempted_is_made_anew_and_training_continues_there(world
 
 def test_a_tpu_that_stays_gets_training_that_broke_off_again_but_not_without_end(world):
     world.add("gcloud", GCLOUD)
-    world.training("exit 1")
+    world.training("echo cannot read; exit 1")
     done = world.run(LAUNCH / "tpu_vm.sh", *TPU, "--workdir", "/r", "--poll", "0.02")
     assert done.returncode == 1
     assert "failed 4 times in a row" in done.stderr
+    assert "cannot read" in done.stdout, "the end of the log is shown"
     assert len(world.trainings()) == 4
     world.training("exit 2")
     done = world.run(LAUNCH / "tpu_vm.sh", "run", *TPU, "--workdir", "/r", "--poll", "0.02")
