@@ -19,7 +19,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from plan_jax.__main__ import main
-from plan_jax.checkpoint import load_variables, saved_steps
+from plan_jax.checkpoint import best_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config, save_config
 from plan_jax.config_file import read_config
 from plan_jax.data.build import build
@@ -438,3 +438,20 @@ def test_a_variables_file_holds_what_training_ended_with(trained):
     variables = {"params": trained.state.params, "batch_stats": trained.state.batch_stats}
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), variables)
     assert_equal_bits(load_variables(trained.workdir, STEPS, placed), variables)
+
+
+def test_a_run_validates_shows_maps_keeps_the_best_and_records_the_steps_that_were_asked_for(trained, tmp_path):
+    more = ["train.steps=6", "train.validate_every=3", "train.checkpoint_every=3", "optim.warmup_steps=1"]
+    call = [*trained.arguments, "--workdir", str(tmp_path), *(f"--config.{field}" for field in more)]
+    assert main([*call, "--profile", "2:2"]) == 0
+    lines = metrics(tmp_path)
+    validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert validated.keys() == {3, 6}
+    assert best_step(tmp_path) == min(validated, key=validated.__getitem__)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert b"grounding/0" in b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    for name in ("gradient_norm/image_encoder/stem_conv", "parameter_norm/text_encoder/layers/0", "gradient_norm"):
+        assert all(line[name] > 0 for line in lines[1:])
+    assert all(0 <= line[name] <= 1 for line in lines for name in ("word_entropy/round_1", "map_sharpness/round_1"))
+    assert all(line["step_seconds"] >= line["input_seconds"] >= 0 for line in lines)
+    assert lines[0]["skipped"] == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,6 +40,17 @@ def lower_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     batch = placed(batch_shapes(config), over_data(mesh))
     with jax.set_mesh(mesh):
         return train_step.lower(state, batch, model=PlanModel(config), optimizer=make_optimizer(config), config=config)
+
+
+def state_bytes(config: Config, mesh: Mesh) -> int:
+    """Of parameters, moments and batch statistics, what each device holds between two steps."""
+    state = jax.eval_shape(lambda: create_state(config))
+    parts = jax.tree.map(
+        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        state,
+        placement(state, mesh),
+    )
+    return sum(jax.tree.leaves(parts))
 
 
 PROGRAMS = {"alignment": lower_alignment, "step": lower_step}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from plan_jax.compilation.programs import PROGRAMS
+from plan_jax.compilation.programs import PROGRAMS, state_bytes
 from plan_jax.compilation.topology import GIB, Topology, devices_of
 from plan_jax.config import Config
 from plan_jax.counting.counts import KINDS, count
@@ -27,13 +27,21 @@ COLUMNS = (
     Column("fits", "fits"),
     Column("GiB per chip", "peak_bytes", 2),
     Column("of", "memory_bytes", 2),
+    Column("parameters and moments", "state_bytes", 2),
     Column("arguments", "argument_bytes", 2),
     Column("temporaries", "temp_bytes", 2),
     Column("TFLOP", "flops", 3),
     *(Column(f"{kind} MiB", kind, 1) for kind in KINDS),
     Column("compiled in s", "seconds", 0),
 )
-UNITS = {"peak_bytes": GIB, "memory_bytes": GIB, "argument_bytes": GIB, "temp_bytes": GIB, "flops": 1e12}
+UNITS = {
+    "peak_bytes": GIB,
+    "memory_bytes": GIB,
+    "state_bytes": GIB,
+    "argument_bytes": GIB,
+    "temp_bytes": GIB,
+    "flops": 1e12,
+}
 NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
@@ -52,6 +60,7 @@ def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *
     """
     row = {"topology": topology.name, "chips": topology.size, "program": name}
     row |= {"batch_size": config.data.batch_size, "memory_bytes": topology.chip.memory}
+    row |= {"state_bytes": state_bytes(config, mesh) if name == "step" else None}
     lowered, start = PROGRAMS[name](config, mesh), time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=LEAST_EFFORT if quick else None)
