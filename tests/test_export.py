@@ -28,6 +28,7 @@ IMAGE = ImageEncoderConfig(block="basic", stages=(1, 1), width=4, local_stage=1,
 TEXT = TextEncoderConfig(len(VOCABULARY), hidden=8, layers=2, heads=2, intermediate=12, max_positions=128)
 FIELDS = (
     "--config.data.batch_size=4",
+    "--config.mesh.devices=1",
     "--config.data.image_size=32",
     "--config.image_encoder.stem=imagenet",
     "--config.image_encoder.block=basic",

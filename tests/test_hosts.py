@@ -126,8 +126,9 @@ def test_sigterm_to_one_of_two_processes_saves_and_ends_both(job):
     (code, out, err), (other_code, other_out, _) = two.end()
     assert (code, other_code) == (0, 0), err[-2000:]
     reached = len(losses(two.workdir))
-    assert out == f"{two.workdir}: step {reached}, saved; the same command continues\n"
-    assert other_out == ""  # one speaks for all
+    told = f"{two.workdir}: step {reached}, saved; the same command continues\n"
+    assert out.endswith(told)  # after what the library of the collectives says
+    assert told not in other_out  # one speaks for all
     assert (two.workdir / "checkpoints" / str(reached)).is_dir()
     shutil.rmtree(two.workdir)
 

@@ -25,6 +25,7 @@ from plan_jax.train.step import train_step
 CONFIG = Path(__file__).parents[1] / "configs" / "phantom.py"
 SMALL = (
     "--config.data.batch_size=4",
+    "--config.mesh.devices=1",
     "--config.data.image_size=16",
     "--config.data.max_tokens=16",
     "--config.data.max_words=12",

@@ -86,7 +86,7 @@ class Oracle:
 @pytest.mark.parametrize("sign", [1, -1], ids=["perfect", "worst"])
 def test_a_model_that_knows_the_answers_has_the_known_scores_through_the_command(sign, run, phantom_data, monkeypatch):
     oracle = Oracle(load_config(run / "config.json"), phantom_data, sign)
-    monkeypatch.setattr(Plan, "load", lambda directory: oracle)
+    monkeypatch.setattr(Plan, "load", lambda directory, checkpoint: oracle)
 
     class Answers:
         def __init__(self, plan, classes):

@@ -35,7 +35,7 @@ PAIRS = 7  # in the validation split of the phantoms: no multiple of four or eig
 
 def settings(data: Path, *overrides: str) -> tuple[Config, Tokenizer]:
     tokenizer = Tokenizer.load(data / "tokenizer.json")
-    config = read_config(CONFIG, (*TINY, f"--config.data.dir={data}", *overrides))
+    config = read_config(CONFIG, (*TINY, "--config.train.validate_every=1", f"--config.data.dir={data}", *overrides))
     text_encoder = dataclasses.replace(config.text_encoder, vocab_size=tokenizer.vocab_size)
     return dataclasses.replace(config, text_encoder=text_encoder), tokenizer
 
