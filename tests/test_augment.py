@@ -17,6 +17,7 @@ from plan_jax.config import AugmentConfig, Config, DataConfig, LossConfig
 from plan_jax.errors import InputError
 from plan_jax.losses import plan_loss
 from plan_jax.sharding import make_mesh, over_data
+from plan_jax.train.skip import no_losses
 from plan_jax.train.state import TrainState
 from plan_jax.train.step import train_step
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
@@ -271,7 +272,7 @@ def test_a_step_learns_from_the_views_and_changes_their_draws_with_the_step():
     none = np.zeros((COUNT, 1), np.int32)
     batch = Batch(loaded(), none, none, none.astype(bool), none, none[:, 0], none[:, 0])
     step = train_step.lower(
-        TrainState(jnp.int32(0), {"kernel": kernel}, {}, optimizer.init({"kernel": kernel})),
+        TrainState(jnp.int32(0), {"kernel": kernel}, {}, optimizer.init({"kernel": kernel}), no_losses()),
         batch,
         model=model,
         optimizer=optimizer,
@@ -286,7 +287,9 @@ def test_a_step_learns_from_the_views_and_changes_their_draws_with_the_step():
 
     losses = []
     for number in (0, 7):
-        state = TrainState(jnp.int32(number), {"kernel": jnp.array(kernel)}, {}, optimizer.init({"kernel": kernel}))
+        state = TrainState(
+            jnp.int32(number), {"kernel": jnp.array(kernel)}, {}, optimizer.init({"kernel": kernel}), no_losses()
+        )
         state, metrics = step(state, batch)
         views = compiled(batch.image, number, config=dataclasses.replace(config, loss=LossConfig()))
         loss, gradient = loss_of(kernel, views)
