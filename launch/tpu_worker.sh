@@ -37,7 +37,10 @@ setup() {
 }
 
 # 0 if the process that `start` left behind is there; after a reboot its number may be another's.
-running() { [[ -f "$JOB/pid" ]] && ps -o args= -p "$(<"$JOB/pid")" 2>/dev/null | grep -q tpu_worker.sh; }
+running() {
+  local arguments
+  [[ -f "$JOB/pid" ]] && arguments="$(ps -o args= -p "$(<"$JOB/pid")" 2>/dev/null)" && [[ "$arguments" == *tpu_worker.sh* ]]
+}
 
 # 0 if training, when it last ran, ended before its last step.
 saved() {
@@ -68,6 +71,11 @@ start() {
   rm -f "$JOB/pid" "$JOB/code" "$JOB/stopped"
   nohup bash "$ROOT/launch/tpu_worker.sh" train "$@" >>"$JOB/log" 2>&1 </dev/null &
   say "$!" >"$JOB/pid"
+  # A process that is about to become another has no arguments for a moment, and would look lost.
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    if running || [[ -f "$JOB/code" ]]; then return; fi
+    sleep 0.1
+  done
 }
 
 # What `start` leaves behind: training, then its exit code. SIGTERM, also that of a shutdown, goes on to training.

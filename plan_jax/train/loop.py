@@ -140,7 +140,8 @@ def _run(
             step += 1
             watchdog.at(f"step {step}")
             trace.before(step)
-            meter.flops = meter.flops or flops_of(steps.program(state, batch, step - 1))
+            if meter.flops is None:  # once: the text of a program is long
+                meter.flops = flops_of(steps.program(state, batch, step - 1)) or 0.0
             state, metrics = steps(state, batch, step - 1)
             trace.after(step, metrics)
             guard.watch(step, metrics, batch)
