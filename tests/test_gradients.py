@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from conftest import CONFIG, TINY
 
@@ -18,6 +19,7 @@ from plan_jax.train.state import create_state
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
 
 ROWS = 16
+run = jax.jit(gradients_of, static_argnames=("model", "config"), compiler_options=oracle.QUICK)
 KEY = jax.random.key(7)
 
 
@@ -50,7 +52,6 @@ def found(config, batch, devices: int = 1, fsdp: int = 1):
     mesh = make_mesh(jax.devices()[:devices], fsdp=fsdp)
     state = create_state(config)
     state, batch = jax.device_put(state, placement(state, mesh)), jax.device_put(batch, over_data(mesh))
-    run = jax.jit(gradients_of, static_argnames=("model", "config"))
     with jax.set_mesh(mesh):
         return jax.tree.map(
             np.asarray, run(state.params, state.batch_stats, batch, KEY, model=PlanModel(config), config=config)
@@ -98,7 +99,9 @@ def test_with_norms_over_the_batch_the_gradients_are_those_of_norms_over_each_mi
         stats = jax.tree.map(lambda *each: sum(each) / 4, *(updated["batch_stats"] for _, updated in parts))
         return plan_loss(images, texts, config=config)[0], stats
 
-    (loss, stats), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(state.params)
+    (loss, stats), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options=oracle.QUICK)(
+        state.params
+    )
     four = found(with_parts(config, 4), batch)
     np.testing.assert_allclose(four.metrics["loss"], loss, rtol=1e-5)
     assert_close(four.gradients, gradients, 1e-4)
@@ -128,7 +131,6 @@ def test_dropout_is_the_same_in_both_passes_over_a_micro_batch():
     """Else the gradient would not be that of the loss: it is compared with a difference of losses."""
     config = with_parts(config_of("text_encoder.dropout=0.5", *FROZEN_NORM), 4)
     batch, state, model = batch_of(config), create_state(config), PlanModel(config)
-    run = jax.jit(gradients_of, static_argnames=("model", "config"))
 
     def at(params):
         return run(params, state.batch_stats, batch, KEY, model=model, config=config)
