@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from conftest import CONFIG, TINY
 
-from plan_jax.config_file import read_config
 from plan_jax.errors import InputError
 from plan_jax.hosts import join_hosts
-from plan_jax.train.loop import fit
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
 SHORT = (f"--config.train.steps={STEPS}", "--config.optim.warmup_steps=5", "--config.train.checkpoint_every=8")
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # to compile; slower to run
 WAIT = 240  # seconds, on a busy machine
 
 
@@ -32,35 +31,18 @@ def losses(workdir: Path) -> np.ndarray:
     return np.array([json.loads(line)["loss"] for line in lines if line.endswith("}")])
 
 
-@pytest.fixture(scope="module")
-def alone(phantom_data, tmp_path_factory) -> np.ndarray:
-    """The losses on one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    fit(read_config(CONFIG, (*TINY, *SHORT, f"--config.data.dir={phantom_data}")), workdir)
-    return losses(workdir)
-
-
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2), (8, 1)])
-def test_many_devices_have_the_losses_of_one(devices, fsdp, alone, phantom_data, tmp_path):
-    mesh = (f"--config.mesh.devices={devices}", f"--config.mesh.fsdp={fsdp}", f"--config.data.dir={phantom_data}")
-    fit(read_config(CONFIG, (*TINY, *SHORT, *mesh)), tmp_path / "run")
-    np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
-    assert len(alone) == STEPS
-    assert alone[-1] < 0.95 * alone[0]
-
-
 class Job:
     """Processes of one `train` command, each with its own CPU devices."""
 
-    def __init__(self, workdir: Path, data: Path, *, processes: int, devices: int, steps: int = STEPS):
+    def __init__(self, workdir: Path, data: Path, *, processes: int, devices: int, fsdp: int = 2, steps: int = STEPS):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.workdir, self.processes = workdir, []
         command = [sys.executable, "-m", "plan_jax", "train", "--config", str(CONFIG), "--workdir", str(workdir)]
         command += [*TINY, *SHORT, f"--config.data.dir={data}", "--config.mesh.devices=0"]
-        command += [f"--config.train.steps={steps}", "--config.mesh.fsdp=2"]
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        command += [f"--config.train.steps={steps}", f"--config.mesh.fsdp={fsdp}"]
+        flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
         for index in range(processes):
             hosts = ["--coordinator", address, "--process", f"{index}/{processes}"] if processes > 1 else []
             self.processes.append(
@@ -92,6 +74,14 @@ class Job:
             process.communicate()
 
 
+@pytest.fixture(scope="module")
+def alone(phantom_data, tmp_path_factory) -> np.ndarray:
+    """The losses on one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    assert Job(workdir, phantom_data, processes=1, devices=1, fsdp=1).end()[0][0] == 0
+    return losses(workdir)
+
+
 @pytest.fixture
 def job(phantom_data, tmp_path):
     """Starts jobs in one run directory; no process outlives the test."""
@@ -104,6 +94,16 @@ def job(phantom_data, tmp_path):
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (4, 2), (8, 1)])
+def test_many_devices_have_the_losses_of_one(devices, fsdp, alone, job):
+    many = job(processes=1, devices=devices, fsdp=fsdp)
+    ((code, _, err),) = many.end()
+    assert code == 0, err[-2000:]
+    np.testing.assert_allclose(losses(many.workdir), alone, rtol=1e-5)
+    assert len(alone) == STEPS
+    assert alone[-1] < 0.95 * alone[0]
 
 
 def test_a_job_of_two_processes_of_which_one_is_killed_goes_on_in_one_process_along_the_same_curve(job, alone):
