@@ -39,7 +39,7 @@ setup() {
 # 0 if the process that `start` left behind is there; after a reboot its number may be another's.
 running() {
   local arguments
-  [[ -f "$JOB/pid" ]] && arguments="$(ps -o args= -p "$(<"$JOB/pid")" 2>/dev/null)" && [[ "$arguments" == *tpu_worker.sh* ]]
+  [[ -f "$JOB/pid" ]] && arguments="$(ps -ww -o args= -p "$(<"$JOB/pid")" 2>/dev/null)" && [[ "$arguments" == *tpu_worker.sh* ]]
 }
 
 # 0 if training, when it last ran, ended before its last step.
