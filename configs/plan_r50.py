@@ -18,8 +18,8 @@ def get_config():
     config.text_encoder.weights = "emilyalsentzer/Bio_ClinicalBERT"
     config.data.batch_size = 1024  # global, over all chips: `python -m plan_jax compile` says what fits
     # Computed again in the backward pass, for memory: without it 128 pairs do not fit on a v5e chip.
-    config.image_encoder.remat = True
-    config.text_encoder.remat = True
+    config.image_encoder.remat = "block"
+    config.text_encoder.remat = "block"
     config.image_encoder.dtype = "bfloat16"
     config.text_encoder.dtype = "bfloat16"
     config.optim.warmup_steps = 500

@@ -21,8 +21,8 @@ def get_config():
     config.text_encoder.weights = "emilyalsentzer/Bio_ClinicalBERT"
     config.image_encoder.local_stage = 12  # the last block
     # Computed again in the backward pass, for memory.
-    config.image_encoder.remat = True
-    config.text_encoder.remat = True
+    config.image_encoder.remat = "block"
+    config.text_encoder.remat = "block"
     config.image_encoder.dtype = "bfloat16"
     config.text_encoder.dtype = "bfloat16"
     config.optim.warmup_steps = 500

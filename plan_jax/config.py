@@ -74,7 +74,9 @@ class ImageEncoderConfig:
     heads: int = 12
     intermediate: int = 3072
     grid: int = 14  # side of the grid of stored position embeddings, 224 px / 16; other images meet it interpolated
-    remat: bool = False  # keep only what enters a block and compute the block again in the backward pass: less memory
+    # what a block keeps for the backward pass, which computes the rest again: everything; only the results of its
+    # convolutions and products with a kernel; only what enters it (`plan_jax.encoders.remat`)
+    remat: str = choice("none", "none", "products", "block")
     dtype: str = choice("float32", "float32", "bfloat16")  # of the computation; parameters are float32
     weights: str = ""  # what it starts from: a file, a folder, or OWNER/NAME at the Hugging Face Hub; "" is random
     weights_prefix: str = ""  # of the tensors' names, where a file holds several encoders
@@ -93,7 +95,7 @@ class TextEncoderConfig:
     dropout: float = 0.1
     context: str = choice("report", "report", "sentence")  # what a word's feature may depend on [ours]
     last_layers: int = 1  # hidden states summed into the token features: 1 or 4
-    remat: bool = False  # the same for a layer
+    remat: str = choice("none", "none", "products", "block")  # the same for a layer
     dtype: str = choice("float32", "float32", "bfloat16")
     weights: str = ""  # as image_encoder.weights; the vocabulary beside them replaces that of the data
     weights_prefix: str = ""
@@ -319,10 +321,17 @@ def load_config(path: Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path} must be a run's configuration, got no such file; train first or check --workdir")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), object_hook=_with_present_names)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be JSON, got {error}; restore the file that training wrote") from error
     return _build(Config, values, str(path))
+
+
+def _with_present_names(fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Fields as an earlier version wrote them: `remat` once said whether, and not what is kept."""
+    if isinstance(fields.get("remat"), bool):
+        fields["remat"] = "block" if fields["remat"] else "none"
+    return fields
 
 
 def _build(kind: type, values: typing.Any, where: str) -> typing.Any:

@@ -393,3 +393,11 @@ def test_a_configuration_has_the_same_name_wherever_its_data_lies():
 def test_a_prompt_without_one_place_for_the_phrase_is_refused(value):
     with pytest.raises(InputError, match=r"evaluation\.prompt must hold \{\} once"):
         read_config(PHANTOM, [f"--config.evaluation.prompt={value}"])
+
+
+@pytest.mark.parametrize(("was", "kept"), [(False, "none"), (True, "block")])
+def test_a_run_that_only_said_whether_blocks_are_computed_again_is_read(tmp_path, was, kept):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"image_encoder": {"remat": was}, "text_encoder": {"remat": was}}))
+    config = load_config(path)
+    assert (config.image_encoder.remat, config.text_encoder.remat) == (kept, kept)

@@ -225,8 +225,9 @@ def test_depth_is_one_scan_and_does_not_grow_the_program():
     assert len(program(deep, jax.grad)) == len(program(TINY, jax.grad))
 
 
-def test_blocks_computed_again_change_neither_names_nor_values_nor_gradients():
-    again = dataclasses.replace(TINY, remat=True)
+@pytest.mark.parametrize("policy", ["products", "block"])
+def test_blocks_computed_again_change_neither_names_nor_values_nor_gradients(policy):
+    again = dataclasses.replace(TINY, remat=policy)
     params, image = random_params(TINY), images()
     assert jax.tree.structure(random_params(again)) == jax.tree.structure(params)
 
@@ -241,11 +242,23 @@ def test_blocks_computed_again_change_neither_names_nor_values_nor_gradients():
     assert ["remat2" in n or "checkpoint" in n for n in names] == [False, True]
 
 
+def kept_by_blocks(policy: str) -> list[tuple[int, ...]]:
+    """Shapes of what all blocks keep for the backward pass."""
+    forward = next(e for e in program(dataclasses.replace(TINY, remat=policy), jax.grad) if e.primitive.name == "scan")
+    return [v.aval.shape for v in forward.outvars[forward.params["num_carry"] :]]
+
+
 def test_blocks_computed_again_keep_only_what_enters_them():
     """In particular not the tokens of the local block, once for every block."""
-    forward = next(e for e in program(dataclasses.replace(TINY, remat=True), jax.grad) if e.primitive.name == "scan")
-    carried = forward.params["num_carry"]
-    assert [v.aval.shape for v in forward.outvars[carried:]] == [(TINY.layers, 2, 10, 24)]
+    assert kept_by_blocks("block") == [(TINY.layers, 2, 10, 24)]
+
+
+def test_blocks_that_keep_products_keep_what_kernels_give_and_nothing_that_attention_does():
+    tokens, wide = (TINY.layers, 2, 10, 24), (TINY.layers, 2, 10, TINY.intermediate)
+    found = kept_by_blocks("products")
+    # What enters; query, key, value and the output of attention; of the MLP what its activation is applied to.
+    assert sorted(found) == sorted([tokens] * 5 + [wide])
+    assert any(shape[-2:] == (10, 10) for shape in kept_by_blocks("none"))  # tokens by tokens: these it computes again
 
 
 @pytest.mark.parametrize(

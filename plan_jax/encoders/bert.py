@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from plan_jax.config import TextEncoderConfig
+from plan_jax.encoders.remat import rematerialised
 from plan_jax.errors import InputError
 
 TOKEN_TYPES = 2  # rows of the reference's table; only row 0 is used, a report is one segment
@@ -105,7 +106,7 @@ class Bert(nn.Module):
         x = nn.Dropout(c.dropout)(_norm(c, name="embedding_norm")(x), deterministic=not train)
         layers = nn.scan(
             # A scan keeps its steps apart anyway: without prevent_cse the compiler may fuse freely inside one.
-            nn.remat(Layer, prevent_cse=False) if c.remat else Layer,
+            rematerialised(Layer, c.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from plan_jax.alignment.sharded import batch_axes, rows_over_devices
 from plan_jax.config import ImageEncoderConfig
+from plan_jax.encoders.remat import rematerialised
 from plan_jax.encoders.stem import StemConv
 from plan_jax.errors import InputError
 
@@ -174,7 +175,7 @@ class ResNet(nn.Module):
         if c.stem == "imagenet":
             around = ((1, 1), (1, 1))  # with -inf
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=around)  # pyright: ignore[reportArgumentType]
-        block = nn.remat(Block) if c.remat else Block
+        block = rematerialised(Block, c.remat)
         maps = []
         for stage, blocks in enumerate(c.stages, start=1):
             for i in range(blocks):

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from plan_jax.config import ImageEncoderConfig
+from plan_jax.encoders.remat import rematerialised
 from plan_jax.encoders.stem import StemConv
 from plan_jax.errors import InputError
 
@@ -90,7 +91,7 @@ class ViT(nn.Module):
         x = x + position_on(position[0], grid).astype(c.dtype)[None]
         blocks = nn.scan(
             # A scan keeps its steps apart anyway: without prevent_cse the compiler may fuse freely inside one.
-            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            rematerialised(Block, c.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=0,
