@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plan_jax.config import TrainConfig
-from plan_jax.train.skip import FIRST, RECENT, judge, no_losses, where_taken
+from plan_jax.train.skip import FIRST, RECENT, all_finite, judge, no_losses, where_taken
 
 CONFIG = TrainConfig()
 judge_one = jax.jit(judge, static_argnames="config")
@@ -37,7 +37,7 @@ def test_a_loss_that_is_not_finite_is_left_out_and_forgotten(bad):
     np.testing.assert_allclose([record.mean, record.variance], [without.mean, without.variance], rtol=1e-6)
 
 
-def test_a_gradient_or_parameters_that_are_not_finite_are_left_out():
+def test_a_step_whose_other_numbers_are_not_finite_is_left_out():
     assert taken_of([5.0, 5.0, 5.0], finite={1})[0] == [True, False, True]
 
 
@@ -86,3 +86,11 @@ def test_what_is_left_out_keeps_every_bit():
     old, new = {"x": jnp.array([1.0, -0.0])}, {"x": jnp.array([jnp.nan, jnp.inf])}
     assert np.asarray(where_taken(jnp.asarray(False), new, old)["x"]).tobytes() == np.asarray(old["x"]).tobytes()
     assert np.asarray(where_taken(jnp.asarray(True), new, old)["x"]).tobytes() == np.asarray(new["x"]).tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_of_a_tree_that_is_not_finite_is_found(bad):
+    tree = {"mean": jnp.ones((2, 3)), "norm": jnp.float32(1e38)}
+    assert bool(all_finite(tree))
+    assert not bool(all_finite(tree | {"mean": tree["mean"].at[1, 2].set(bad)}))
+    assert not bool(all_finite(tree | {"norm": jnp.float32(bad)}))

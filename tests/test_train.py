@@ -367,28 +367,35 @@ def test_a_run_without_a_data_folder_is_refused_with_the_option_that_sets_it(tmp
         fit(Config(), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(trained, other_data, tmp_path, capsys):
-    """At this rate the parameters' norm overflows float32 in the second step and all others; the first has rate 0.
-
-    The run is on two data sets of equal weight, so that four records of each are named, with their folder.
-    """
-    absurd = ["train.steps=9", "train.checkpoint_every=1", "optim.learning_rate=1e30", "train.keep_checkpoints=9"]
+@pytest.mark.parametrize(
+    ("rate", "rule", "step"),
+    [
+        ("1e30", "the norm of the parameters must be finite in float32, got a larger one", 2),  # the first has rate 0
+        ("1e17", "at most 0 steps in a row must be left out, got one more", 3),  # which has no loss
+    ],
+)
+def test_a_run_at_an_absurd_rate_stops_and_nothing_that_is_not_finite_reaches_a_checkpoint(
+    rate, rule, step, trained, other_data, tmp_path, capsys
+):
+    """The run is on two data sets of equal weight, so that four records of each are named, with their folder."""
+    absurd = ["train.steps=9", "train.checkpoint_every=1", f"optim.learning_rate={rate}", "train.keep_checkpoints=9"]
     absurd.append("train.skip_limit=0")
     absurd.append(f"data.mixture=(('{other_data}',1.0),)")
     call = [*trained.arguments, "--workdir", str(tmp_path), *(f"--config.{field}" for field in absurd)]
     assert main(call) == 1
-    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plan_jax: ")]
-    assert "at most 0 steps in a row must be left out, got one more" in message
-    assert f"at step 2 on records {trained.config.data.dir}:phantom-" in message
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"plan_jax: {rule}")]
+    assert f"at step {step} on records {trained.config.data.dir}:phantom-" in message
     assert message.count(f"{trained.config.data.dir}:phantom-") == message.count(f"{other_data}:phantom-") == 4
-    assert "the last good checkpoint is step 1" in message
-    assert saved_steps(tmp_path) == [1]
+    saved = saved_steps(tmp_path)  # one that would wait for the one before is left out
+    assert 0 < saved[-1] < step
+    assert f"the last good checkpoint is step {saved[-1]}" in message
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(Plan.load(tmp_path).variables))
     assert all(math.isfinite(value) for line in metrics(tmp_path) for value in line.values())
 
 
 def judged(in_a_row: int, loss: float = math.nan) -> dict:
-    return {"loss": np.float32(loss), "gradient_norm": np.float32(1.5), "skipped_in_a_row": np.int32(in_a_row)}
+    numbers = {"loss": np.float32(loss), "gradient_norm": np.float32(1.5), "parameter_norm": np.float32(2.5)}
+    return {**numbers, "skipped_in_a_row": np.int32(in_a_row)}
 
 
 def test_the_guard_tells_of_a_step_that_is_left_out_and_goes_on(capsys):

@@ -1,9 +1,10 @@
 """What watches a run: steps that were left out, and signals to stop."""
 
+import math
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from tqdm import tqdm
@@ -16,14 +17,15 @@ from plan_jax.types import Batch
 
 
 class NonFiniteLoss(RuntimeError):
-    """Too many steps in a row were left out (`plan_jax.train.skip`).
+    """Too many steps in a row were left out (`plan_jax.train.skip`), or the parameters are too large to go on.
 
     The message names the step, the records and the last good checkpoint.
     """
 
 
 class SkipGuard:
-    """Tells of every step that was left out, and stops a run in which too many were, one after the other.
+    """Tells of every step that was left out, and stops a run in which too many were, one after the other, or whose
+    parameters outgrew float32.
 
     Looks one step late, so that the device is never idle for it. Of several processes each tells of its own records.
     """
@@ -38,23 +40,32 @@ class SkipGuard:
         self._pending = (step, metrics, batch)
 
     def check(self) -> None:
-        """Waits for the remembered metrics, and raises NonFiniteLoss after more than `limit` steps left out."""
+        """Waits for the remembered metrics.
+
+        Raises:
+            NonFiniteLoss: more than `limit` steps were left out, or the norm of the parameters is not finite.
+        """
         if self._pending is None:
             return
         (step, metrics, batch), self._pending = self._pending, None
-        if not int(metrics["skipped_in_a_row"]):
+        in_a_row, outgrown = int(metrics["skipped_in_a_row"]), not math.isfinite(float(metrics["parameter_norm"]))
+        if not in_a_row and not outgrown:
             return
         keys = ", ".join(self._split[int(index)].key for index in rows_here(batch.record))
         told = f"loss {float(metrics['loss']):g}, gradient norm {float(metrics['gradient_norm']):g}"
-        if int(metrics["skipped_in_a_row"]) <= self._limit:
-            tqdm.write(f"step {step} is left out: {told}, on records {keys}", file=sys.stderr)
-            return
+        if outgrown:
+            self._end("the norm of the parameters must be finite in float32, got a larger one", told, step, keys)
+        if in_a_row > self._limit:
+            self._end(f"at most {self._limit} steps in a row must be left out, got one more", told, step, keys)
+        tqdm.write(f"step {step} is left out: {told}, on records {keys}", file=sys.stderr)
+
+    def _end(self, rule: str, told: str, step: int, keys: str) -> NoReturn:
         self._checkpoints.wait()
         latest = self._checkpoints.latest
         left = "there is no checkpoint" if latest is None else f"the last good checkpoint is step {latest}"
         raise NonFiniteLoss(
-            f"at most {self._limit} steps in a row must be left out, got one more: {told} at step {step} on records "
-            f"{keys}; {left}; lower optim.learning_rate, inspect these records, or raise train.skip_limit"
+            f"{rule}: {told} at step {step} on records {keys}; {left}; lower optim.learning_rate, inspect these "
+            "records, or raise train.skip_limit"
         )
 
 

@@ -1,4 +1,6 @@
-"""Steps that would do harm are left out: loss, gradient or parameters are not finite, or the loss is a spike."""
+"""Steps that would do harm are left out: loss, gradient or batch statistics are not finite, or the loss is a spike."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,11 @@ def judge(
         skipped=record.skipped + left_out,
         in_a_row=(record.in_a_row + 1) * left_out,
     )
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number of a tree is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def where_taken(taken: Bool[Array, ""], new, old):

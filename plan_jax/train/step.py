@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -16,7 +15,7 @@ from plan_jax.train.gradients import gradients_of
 from plan_jax.train.norms import block_norms
 from plan_jax.train.placement import kept_in_place
 from plan_jax.train.rules import parameter_factors, where_learned
-from plan_jax.train.skip import judge, where_taken
+from plan_jax.train.skip import all_finite, judge, where_taken
 from plan_jax.train.state import TrainState, make_optimizer
 from plan_jax.types import Batch
 
@@ -42,12 +41,14 @@ def train_step(
 
     updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
     params = where_learned(rates, optax.apply_updates(state.params, updates), state.params)
-    norms = {"gradient_norm": optax.tree.norm(found.gradients), "parameter_norm": optax.tree.norm(params)}
-    finite = jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["parameter_norm"])
+    norm = optax.tree.norm(found.gradients)
+    # Not by the new parameters: until all of them were known, the old ones would have to be kept beside them.
+    finite = all_finite((norm, found.batch_stats))
     taken, losses = judge(state.losses, found.metrics["loss"], finite, config=config.train)
-    after = where_taken(
-        taken, (params, found.batch_stats, opt_state), (state.params, state.batch_stats, state.opt_state)
-    )
+    before = state.params, state.batch_stats, state.opt_state
+    after = where_taken(taken, (params, found.batch_stats, opt_state), before)
+    params, _, _ = after
+    norms = {"gradient_norm": norm, "parameter_norm": optax.tree.norm(params)}
     metrics = found.metrics | norms | {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
     metrics |= block_norms(found.gradients, "gradient_norm") | block_norms(params, "parameter_norm")
     images, texts = jax.tree.map(lambda rows: rows[:WATCHED], found.features)
