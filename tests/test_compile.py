@@ -21,7 +21,6 @@ from plan_jax.compilation.report import (
     compile_table,
     fits,
     largest_batch,
-    largest_batch_lines,
     rows_of,
     with_batch,
 )
@@ -337,27 +336,24 @@ def test_what_a_compiler_says_that_ran_out_of_memory_is_read():
     assert row["error"] == said.splitlines()[0]
 
 
-def searched(limit: int, **options) -> tuple[list[int], str]:
+def searched(limit: int, **options) -> list[int]:
     """The batches that a search tries where `limit` is the largest that fits, and what it says in the end."""
-    rows = []
-    for row in largest_batch(lambda size: {"batch_size": size, "fits": size <= limit}, **options):
-        rows.append(row | {"topology": "v5e:2x2", "program": "step"})
-    (line,) = largest_batch_lines(rows)
-    return [row["batch_size"] for row in rows], line.removeprefix("v5e:2x2, step: largest global batch that fits ")
+    rows = largest_batch(lambda size: {"batch_size": size, "fits": size <= limit}, **options)
+    return [row["batch_size"] for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("limit", "start", "tried", "said"),
+    ("limit", "start", "tried"),
     [
-        (100, 16, [16, 32, 64, 128, 96, 112], "96; 112 does not"),
-        (16, 64, [64, 32, 16, 24, 20], "16; 20 does not"),
-        (7, 8, [8, 4], "4; 8 does not"),
-        (3, 16, [16, 8, 4], "not found; 4 does not"),
-        (2**30, 2**23, [2**23, 2**24], f"{2**24}; none that was tried does not"),
+        (100, 16, [16, 32, 64, 128, 96, 112]),
+        (16, 64, [64, 32, 16, 24, 20]),
+        (7, 8, [8, 4]),
+        (3, 16, [16, 8, 4]),
+        (2**30, 2**23, [2**23, 2**24]),
     ],
 )
-def test_the_search_doubles_or_halves_then_closes_in_on_multiples(limit, start, tried, said):
-    assert searched(limit, start=start, step=4) == (tried, said)
+def test_the_search_doubles_or_halves_then_closes_in_on_multiples(limit, start, tried):
+    assert searched(limit, start=start, step=4) == tried
 
 
 # Topologies and programs

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from plan_jax.errors import InputError
+
 CONFIG_HELP = "for example configs/phantom.py, or configs/phantom.py:cooc for another level of the phantom"
 PHANTOM, LARGE = "configs/phantom.py", "configs/plan_r50.py"
 LEVELS = ("easy", "cooc", "realistic")
@@ -172,16 +174,16 @@ def add_compile(commands: argparse._SubParsersAction) -> None:
         "losses and their gradient with respect to the features; step is encoders, losses, backward pass and "
         "optimizer. Nothing is run. Fields are set by --config.FIELD=VALUE: the global batch is "
         "--config.data.batch_size=32768. Needs the compiler of the chip: pip install 'plan_jax[tpu]' or "
-        "'plan_jax[cuda]', each in an environment of its own.",
+        "'plan_jax[cuda]', each in an environment of its own; --rows puts together what several of them said.",
         epilog="example: python -m plan_jax compile --config configs/plan_r50.py --topology v5e:16x16 "
         "--config.data.batch_size=32768 --largest-batch",
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help=CONFIG_HELP)
+    add("--config", metavar="FILE", help=CONFIG_HELP)
     add(
         "--topology",
         action="append",
-        required=True,
+        default=[],
         metavar="CHIP:SHAPE",
         help="chips along each axis: v5e:16x16, v4:4x4x4, v5p:4x4x4, v6e:16x16, h100:1x1x8 (slices x hosts x GPUs), "
         "or cpu:4 to try the command; may be repeated",
@@ -194,33 +196,60 @@ def add_compile(commands: argparse._SubParsersAction) -> None:
         help="let the compiler try less: several times faster, and the peak memory is an upper bound",
     )
     add("--json", action="store_true", help="print the rows as a JSON list and nothing else")
+    add(
+        "--rows",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="instead of compiling, rows that --json printed: the planning table of all of them",
+    )
+    add(
+        "--into", type=Path, metavar="FILE", help="put the planning table into a Markdown file, in the place of a block"
+    )
+    add("--block", default="plan", metavar="NAME", help="<!-- tables NAME --> to <!-- end tables --> (default plan)")
     parser.set_defaults(run=_compile)
 
 
 def _compile(call: argparse.Namespace) -> int:
-    import json
+    if bool(call.rows) == bool(call.config and call.topology):
+        raise InputError("compile must have --config and --topology, or else --rows, got both or neither; choose one")
+    rows = _read_rows(call.rows) if call.rows else _compiled_rows(call)
+    from plan_jax.compilation.planning import planning_table
+    from plan_jax.compilation.report import compile_notes, compile_table
+    from plan_jax.tables.into import write_into
+    from plan_jax.tables.render import render
 
+    if call.into:
+        changed = write_into(call.into, render([planning_table(rows)], format="md"), name=call.block)
+        print(f"{call.into}: block {call.block} {'written' if changed else 'is as it was'}", file=sys.stderr)
+    if call.json:
+        import json
+
+        print(json.dumps(rows, indent=2))
+    elif not call.into:
+        plan = [planning_table(rows)] if call.rows or call.largest_batch else []
+        print(render([*([] if call.rows else [compile_table(rows)]), *plan]), end="")
+        print("\n".join(compile_notes(rows)))
+    return 0
+
+
+def _read_rows(paths: list[Path]) -> list[dict]:
+    from plan_jax.compilation.planning import read_rows
+
+    return read_rows(paths)
+
+
+def _compiled_rows(call: argparse.Namespace) -> list[dict]:
     from plan_jax.config_file import read_config
 
     config = read_config(call.config, call.overrides)
-    from plan_jax.compilation.report import (
-        compile_notes,
-        compile_table,
-        largest_batch_lines,
-        rows_of,
-    )
+    from plan_jax.compilation.report import rows_of
     from plan_jax.compilation.topology import parse_topology
-    from plan_jax.tables.render import render
 
-    rows = []
-    programs = (call.program,) if call.program else ("alignment", "step")
+    rows, programs = [], (call.program,) if call.program else ("alignment", "step")
     chosen = [parse_topology(name) for name in call.topology]
     for row in rows_of(chosen, programs, config, largest=call.largest_batch, quick=call.quick):
         rows.append(row)
         print(f"compiled {row['program']}, batch {row['batch_size']}, for {row['topology']}", file=sys.stderr)
-    if call.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(render([compile_table(rows)]), end="")
-    print("\n".join([*compile_notes(rows), *(largest_batch_lines(rows) if call.largest_batch else ())]))
-    return 0
+    return rows

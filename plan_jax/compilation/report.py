@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-import operator
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -164,18 +162,6 @@ def largest_batch(measure: Callable[[int], dict], *, start: int, step: int, halv
             halvings -= 1
             if halvings < 0 or size in (good, bad):
                 return
-
-
-def largest_batch_lines(rows: Sequence[dict]) -> list[str]:
-    """A line per topology and program: the largest batch that fitted and the smallest that did not."""
-    lines = []
-    for (topology, program), group in itertools.groupby(rows, operator.itemgetter("topology", "program")):
-        tried = {row["batch_size"]: row["fits"] for row in group}
-        good = max((size for size, fitted in tried.items() if fitted), default=None)
-        bad = min((size for size, fitted in tried.items() if not fitted), default=None)
-        said = f"largest global batch that fits {good or 'not found'}; {bad or 'none that was tried'} does not"
-        lines.append(f"{topology}, {program}: {said}")
-    return lines
 
 
 # Tables
