@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from plan_jax.__main__ import main
 from plan_jax.compilation import programs, report, topology
 from plan_jax.compilation.report import (
+    compile_line,
     compile_notes,
     compile_table,
     fits,
@@ -313,6 +314,19 @@ def test_a_hand_written_kernel_is_told():
 
 
 @pytest.mark.parametrize(
+    ("peak", "fitted", "said"),
+    [
+        (3 * GIB, True, "fits, 3.00 GiB of 16.00"),
+        (17 * GIB, False, "does not fit, 17.00 GiB of 16.00"),
+        (None, False, "does not fit"),
+    ],
+)
+def test_what_is_compiled_is_said_at_once(peak, fitted, said):
+    row = {"topology": "v5e:2x2", "program": "step", "batch_size": 64, "memory_bytes": 16 * GIB}
+    assert compile_line(row | {"peak_bytes": peak, "fits": fitted}) == f"v5e:2x2, step, batch 64: {said}"
+
+
+@pytest.mark.parametrize(
     ("peak", "memory", "refused", "expected"),
     [
         (16 * GIB, 16 * GIB, False, True),
@@ -484,7 +498,7 @@ def test_the_command_prints_json_alone_on_stdout(rows, capsys):
     (row,) = json.loads(out)
     assert set(row) == set(rows[0])
     assert (row["chips"], row["program"], row["batch_size"]) == (2, "alignment", 8)
-    assert err == "compiled alignment, batch 8, for cpu:2\n"
+    assert err == f"cpu:2, alignment, batch 8: unknown whether it fits, {row['peak_bytes'] / GIB:.2f} GiB\n"
 
 
 def test_the_command_prints_a_table(monkeypatch, rows, capsys):

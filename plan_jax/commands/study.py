@@ -244,12 +244,12 @@ def _compiled_rows(call: argparse.Namespace) -> list[dict]:
     from plan_jax.config_file import read_config
 
     config = read_config(call.config, call.overrides)
-    from plan_jax.compilation.report import rows_of
+    from plan_jax.compilation.report import compile_line, rows_of
     from plan_jax.compilation.topology import parse_topology
 
     rows, programs = [], (call.program,) if call.program else ("alignment", "step")
     chosen = [parse_topology(name) for name in call.topology]
     for row in rows_of(chosen, programs, config, largest=call.largest_batch, quick=call.quick):
         rows.append(row)
-        print(f"compiled {row['program']}, batch {row['batch_size']}, for {row['topology']}", file=sys.stderr)
+        print(compile_line(row), file=sys.stderr)
     return rows

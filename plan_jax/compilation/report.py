@@ -181,6 +181,14 @@ def _cell(row: dict, column: Column) -> Cell:
     return value if value is None or column.digits is None else value / divisor
 
 
+def compile_line(row: dict) -> str:
+    """What is said as soon as a program is compiled."""
+    fitted = {True: "fits", False: "does not fit", None: "unknown whether it fits"}[row["fits"]]
+    memory, peak = row["memory_bytes"], row["peak_bytes"]
+    sizes = "" if peak is None else f", {peak / GIB:.2f} GiB" + (f" of {memory / GIB:.2f}" if memory else "")
+    return f"{row['topology']}, {row['program']}, batch {row['batch_size']}: {fitted}{sizes}"
+
+
 def compile_notes(rows: Sequence[dict]) -> list[str]:
     """Lines that say what the figures leave out."""
     notes = []
