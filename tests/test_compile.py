@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -350,24 +351,40 @@ def test_what_a_compiler_says_that_ran_out_of_memory_is_read():
     assert row["error"] == said.splitlines()[0]
 
 
-def searched(limit: int, **options) -> list[int]:
-    """The batches that a search tries where `limit` is the largest that fits, and what it says in the end."""
-    rows = largest_batch(lambda size: {"batch_size": size, "fits": size <= limit}, **options)
-    return [row["batch_size"] for row in rows]
+def searched(limit: int, told: Callable[[int], int | None], **options) -> list[int]:
+    """The batches tried on a chip with the memory of `limit` pairs; `told` says what those need that do not fit."""
+
+    def measure(size: int) -> dict:
+        peak = size if size <= limit else told(size)
+        return {"batch_size": size, "memory_bytes": limit, "peak_bytes": peak, "fits": size <= limit}
+
+    return [row["batch_size"] for row in largest_batch(measure, **options)]
 
 
 @pytest.mark.parametrize(
     ("limit", "start", "tried"),
     [
         (100, 16, [16, 32, 64, 128, 96, 112]),
-        (16, 64, [64, 32, 16, 24, 20]),
+        (16, 64, [64, 32, 16]),  # which takes all of the memory
         (7, 8, [8, 4]),
         (3, 16, [16, 8, 4]),
         (2**30, 2**23, [2**23, 2**24]),
     ],
 )
 def test_the_search_doubles_or_halves_then_closes_in_on_multiples(limit, start, tried):
-    assert searched(limit, start=start, step=4) == tried
+    assert searched(limit, lambda _: None, start=start, step=4) == tried
+
+
+@pytest.mark.parametrize(
+    ("told", "tried"),
+    [
+        (lambda size: size, [500, 1000, 2000, 1468]),  # memory grows evenly: at once where 98 % are used
+        (lambda size: 10 * size, [500, 1000, 2000, 1024, 1512]),  # it does not: the middle comes next
+        (lambda _: 1400, [500, 1000, 2000, 1500]),  # of no use: it would need less than there is
+    ],
+)
+def test_the_search_goes_where_memory_would_be_used_up(told, tried):
+    assert searched(1500, told, start=500, step=4) == tried
 
 
 # Topologies and programs

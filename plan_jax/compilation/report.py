@@ -45,6 +45,7 @@ NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 MOST = 2**24  # pairs of a batch that is tried
+FULL = 0.98  # share of a chip's memory at which a batch is as large as need be
 POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -142,26 +143,44 @@ def with_batch(config: Config, size: int) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
 
 
-def largest_batch(measure: Callable[[int], dict], *, start: int, step: int, halvings: int = 2) -> Iterator[dict]:
+def largest_batch(measure: Callable[[int], dict], *, start: int, step: int) -> Iterator[dict]:
     """Rows of the batches that are tried to find where they stop fitting.
 
-    Doubles from `start` until a batch does not fit (or halves until one fits), then halves the gap `halvings` times.
-    All but `start` are multiples of `step`; at `MOST` pairs the search ends without an answer.
+    Doubles from `start` until a batch does not fit (or halves until one fits), then tries the batch between these two
+    that would use up the memory if that grew evenly, and last the middle between the two then closest; nothing more
+    once `FULL` of the memory is taken. All but `start` are multiples of `step`; at `MOST` pairs the search ends without an answer.
     """
     good, bad, size = None, None, start
+    between = [_middle, _used_up]
     while size and size <= MOST:
         row = measure(size)
         yield row
-        good, bad = (size, bad) if row["fits"] else (good, size)
+        good, bad = (row, bad) if row["fits"] else (good, row)
         if bad is None:
             size *= 2
         elif good is None:
-            size = bad // 2 // step * step
+            size = bad["batch_size"] // 2 // step * step
         else:
-            size = (good + bad) // 2 // step * step
-            halvings -= 1
-            if halvings < 0 or size in (good, bad):
+            if not between or good["peak_bytes"] >= FULL * good["memory_bytes"]:
                 return
+            size = between.pop()(good, bad) // step * step
+            if size in (good["batch_size"], bad["batch_size"]):
+                return
+
+
+def _middle(good: dict, bad: dict) -> int:
+    return (good["batch_size"] + bad["batch_size"]) // 2
+
+
+def _used_up(good: dict, bad: dict) -> int:
+    """Where `FULL` of the memory would be taken if it grew evenly from a batch that fits to one that does not.
+
+    The middle where the compiler did not say how much the latter needs, or no more than there is.
+    """
+    if bad["peak_bytes"] is None or bad["peak_bytes"] <= bad["memory_bytes"]:
+        return _middle(good, bad)
+    share = (FULL * good["memory_bytes"] - good["peak_bytes"]) / (bad["peak_bytes"] - good["peak_bytes"])
+    return good["batch_size"] + int(share * (bad["batch_size"] - good["batch_size"]))
 
 
 # Tables
