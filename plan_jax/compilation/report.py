@@ -45,7 +45,7 @@ NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 MOST = 2**24  # pairs of a batch that is tried
-FULL = 0.98  # share of a chip's memory at which a batch is as large as need be
+AIM, ENOUGH = 0.98, 0.95  # shares of a chip's memory: where a search aims, and at which it ends
 POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -148,7 +148,8 @@ def largest_batch(measure: Callable[[int], dict], *, start: int, step: int) -> I
 
     Doubles from `start` until a batch does not fit (or halves until one fits), then tries the batch between these two
     that would use up the memory if that grew evenly, and last the middle between the two then closest; nothing more
-    once `FULL` of the memory is taken. All but `start` are multiples of `step`; at `MOST` pairs the search ends without an answer.
+    once `ENOUGH` of the memory is taken. All but `start` are multiples of `step`; at `MOST` pairs the search ends
+    without an answer.
     """
     good, bad, size = None, None, start
     between = [_middle, _used_up]
@@ -161,7 +162,7 @@ def largest_batch(measure: Callable[[int], dict], *, start: int, step: int) -> I
         elif good is None:
             size = bad["batch_size"] // 2 // step * step
         else:
-            if not between or good["peak_bytes"] >= FULL * good["memory_bytes"]:
+            if not between or good["peak_bytes"] >= ENOUGH * good["memory_bytes"]:
                 return
             size = between.pop()(good, bad) // step * step
             if size in (good["batch_size"], bad["batch_size"]):
@@ -173,13 +174,13 @@ def _middle(good: dict, bad: dict) -> int:
 
 
 def _used_up(good: dict, bad: dict) -> int:
-    """Where `FULL` of the memory would be taken if it grew evenly from a batch that fits to one that does not.
+    """Where `AIM` of the memory would be taken if it grew evenly from a batch that fits to one that does not.
 
     The middle where the compiler did not say how much the latter needs, or no more than there is.
     """
     if bad["peak_bytes"] is None or bad["peak_bytes"] <= bad["memory_bytes"]:
         return _middle(good, bad)
-    share = (FULL * good["memory_bytes"] - good["peak_bytes"]) / (bad["peak_bytes"] - good["peak_bytes"])
+    share = (AIM * good["memory_bytes"] - good["peak_bytes"]) / (bad["peak_bytes"] - good["peak_bytes"])
     return good["batch_size"] + int(share * (bad["batch_size"] - good["batch_size"]))
 
 
