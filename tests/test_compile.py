@@ -364,7 +364,7 @@ def searched(limit: int, told: Callable[[int], int | None], **options) -> list[i
 @pytest.mark.parametrize(
     ("limit", "start", "tried"),
     [
-        (100, 16, [16, 32, 64, 128, 96, 112]),
+        (120, 16, [16, 32, 64, 128, 96, 112]),
         (16, 64, [64, 32, 16]),  # which takes all of the memory
         (7, 8, [8, 4]),
         (3, 16, [16, 8, 4]),
