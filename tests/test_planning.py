@@ -15,7 +15,15 @@ def row(batch_size: int, peak_gib: float | None, *, fits: bool | None, **more) -
     """What `compile` says of a step on four chips of 16 GiB."""
     peak = None if peak_gib is None else int(peak_gib * GIB)
     sent = {"all-reduce": 300 * MIB, "all-gather": batch_size * MIB} if fits else {}
-    about = {"topology": "v5e:2x2", "chips": 4, "program": "step", "exchange": "gather", "fsdp": 1, "parts": 1}
+    about = {
+        "topology": "v5e:2x2",
+        "chips": 4,
+        "program": "step",
+        "exchange": "gather",
+        "remat": "block",
+        "fsdp": 1,
+        "parts": 1,
+    }
     about |= {"batch_size": batch_size, "memory_bytes": 16 * GIB, "peak_bytes": peak, "state_bytes": 2 * GIB}
     return about | {"collective_bytes": sent, "fits": fits, "unknown_loops": 0, "kernels": 0} | more
 
@@ -62,8 +70,8 @@ def test_the_command_puts_rows_of_several_files_into_a_block(tmp_path, capsys):
     text = page.read_text()
     assert text.startswith("before\n<!-- tables plan -->\n**What fits")
     assert text.endswith("|\n<!-- end tables -->\nafter\n")
-    assert "\n| v5e:2x2 | 4 | 16.0 | step | gather | 1 | 1 | 384 | 512 | 13.00 | 2.00 |" in text
-    assert "\n| h100:1x1x8 | 8 | 16.0 | step | gather | 1 | 1 | 1024 |  | 60.00 | 2.00 |" in text
+    assert "\n| v5e:2x2 | 4 | 16.0 | step | gather | block | 1 | 1 | 384 | 512 | 13.00 | 2.00 |" in text
+    assert "\n| h100:1x1x8 | 8 | 16.0 | step | gather | block | 1 | 1 | 1024 |  | 60.00 | 2.00 |" in text
     assert main(call) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines() if ":" in line[:8]] == ["v5e:2x2", "h100:1x1x8"]

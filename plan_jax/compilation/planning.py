@@ -9,7 +9,7 @@ from plan_jax.counting.counts import KINDS
 from plan_jax.errors import InputError
 from plan_jax.tables.model import Cell, Column, Table
 
-SETTING = ("topology", "program", "exchange", "fsdp", "parts")  # what one line of the table is about
+SETTING = ("topology", "program", "exchange", "remat", "fsdp", "parts")  # what one line of the table is about
 NEEDED = {*SETTING, "chips", "batch_size", "memory_bytes", "peak_bytes", "state_bytes", "collective_bytes", "fits"}
 COLUMNS = (
     Column("topology", "topology"),
@@ -17,6 +17,7 @@ COLUMNS = (
     Column("GiB of a chip", "memory_bytes", 1),
     Column("program", "program"),
     Column("exchange", "exchange"),
+    Column("remat", "remat"),
     Column("fsdp", "fsdp", 0),
     Column("micro-batches", "parts", 0),
     Column("largest global batch that fits", "batch_size", 0),

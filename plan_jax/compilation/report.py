@@ -59,6 +59,7 @@ def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *
     """
     row = {"topology": topology.name, "chips": topology.size, "program": name}
     row |= {"exchange": config.alignment.exchange, "fsdp": config.mesh.fsdp, "parts": config.train.micro_batches}
+    row |= {"remat": ", ".join(dict.fromkeys((config.image_encoder.remat, config.text_encoder.remat)))}
     row |= {"batch_size": config.data.batch_size, "memory_bytes": topology.chip.memory}
     row |= {"state_bytes": state_bytes(config, mesh) if name == "step" else None}
     lowered, start = PROGRAMS[name](config, mesh), time.perf_counter()
