@@ -8,7 +8,8 @@ import pytest
 from fakes import Records, record, values
 
 from plan_jax import __version__
-from plan_jax.checkpoint import latest_step
+from plan_jax.__main__ import main
+from plan_jax.checkpoint import latest_step, saved_steps
 from plan_jax.config import Config, EvaluationConfig
 from plan_jax.data.records import Phrase, manifest_hash, open_split
 from plan_jax.errors import InputError
@@ -305,6 +306,18 @@ def test_results_are_computed_anew_after_more_training(counted, tmp_path):
     evaluate("retrieval", workdir, reuse=True)
     evaluate("retrieval", workdir, reuse=True)
     assert calls == [(before, "test"), (300, "test")]
+
+
+def test_the_command_scores_the_checkpoint_that_it_is_told_to(counted, capsys):
+    workdir, calls = counted
+    earlier, newest = saved_steps(workdir)[-2:]
+    for chosen in (str(earlier), "latest"):
+        assert main(["evaluate", "retrieval", "--workdir", str(workdir), "--checkpoint", chosen, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["step"] == calls[-1][0]
+    assert calls == [(earlier, "test"), (newest, "test")]
+    assert main(["evaluate", "retrieval", "--workdir", str(workdir), "--checkpoint", "7"]) == 2
+    assert "7" in capsys.readouterr().err
+    assert len(calls) == 2
 
 
 def test_results_are_computed_anew_for_another_split_and_other_data(counted, phantom_data, tmp_path):
