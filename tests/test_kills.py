@@ -29,12 +29,13 @@ MANY = 20  # kills, from which on every phase has its share
 # Phase -> what the run tells at its begin ("": any moment will do) and at its end, and the seconds after the begin in
 # which a kill comes, unless the end is there before.
 PHASES = {
+    "step": ("", "step", 0.1),
     "save": ("save", "saved", 0.4),
     "restore": ("restore", "restored", 0.4),
-    "step": ("", "step", 0.1),
     "start": ("", "restore", 6.0),
     "compile": ("compile", "step", 12.0),
 }
+MOVING = ("step", "save")  # phases in which the run gets on
 FEW = 60  # steps before the end, from which on a kill may come too late to hit one of them
 
 
@@ -52,7 +53,8 @@ class Killer:
         """Kills at a random moment of the next phase. False: the run ended before that."""
         phase, steps = self._next(saved=max(saved_steps(run.workdir), default=0))
         begin, end, seconds = PHASES[phase]
-        if not reached(run, lambda told: told.count("step") >= steps):
+        quiet = phase == "step"  # a kill during a step and a save counts as one in a save
+        if not reached(run, lambda told: told.count("step") >= steps and not (quiet and saves(told))):
             return False
         before = told_by(run).count("save")  # those that the steps until here have told of
         if begin and not reached(run, lambda told: told.count(begin) > (before if begin == "save" else 0)):
@@ -61,14 +63,18 @@ class Killer:
         if not reached(run, lambda told: time.monotonic() >= until or told.count(end) > ends):
             return False
         run.process.kill()
+        if run.process.wait(WAIT) != -signal.SIGKILL:  # it has ended in between
+            return False
         self._left.pop(0)
         return True
 
     def _next(self, saved: int) -> tuple[str, int]:
         """The phase, and the steps that come first: as many as leave some for the kills after it."""
+        moving = [number for number, phase in enumerate(self._left) if phase in MOVING]
+        if self._left[0] == "restore" and not saved and moving:  # nothing to restore yet
+            self._left[0], self._left[moving[0]] = self._left[moving[0]], self._left[0]
         phase = self._left[0]
-        moving = [each for each in self._left if each in ("save", "step")]
-        if phase not in moving:
+        if phase not in MOVING:
             return phase, 0
         if saved > STEPS - FEW:
             return self._random.choice(("restore", "start")), 0
@@ -77,6 +83,10 @@ class Killer:
 
 def told_by(run: Run) -> list[str]:
     return [name for name, *_ in run.events()]
+
+
+def saves(told: list[str]) -> bool:
+    return told.count("save") > told.count("saved")
 
 
 def reached(run: Run, happened: Callable[[list[str]], bool]) -> bool:
@@ -92,7 +102,7 @@ def reached(run: Run, happened: Callable[[list[str]], bool]) -> bool:
 
 def phase_of(told: list[str]) -> str:
     """Where a run was that was killed after telling this."""
-    if told.count("save") > told.count("saved"):
+    if saves(told):
         return "save"
     phases = {"step": "step", "compile": "compile", "restored": "start", "restore": "restore"}
     return next((phase for name, phase in phases.items() if name in told), "start")
