@@ -83,10 +83,11 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="pretrain on pairs; the same command continues a stopped run",
-        description="Pretrains into a run directory (config.json, metrics.jsonl, checkpoints/, tensorboard/). Ctrl-C "
-        "and SIGTERM save and stop; the same command continues exactly there. Fields are set by --config.FIELD=VALUE: "
-        "--config.data.dir=DIR --config.train.steps=300 --config.optim.learning_rate=1e-3 --config.seed=1; all of "
-        "them, with their defaults, are in plan_jax/config.py.",
+        description="Pretrains into a run directory (config.json, metrics.jsonl, checkpoints/, tensorboard/). Ctrl-C, "
+        "SIGTERM and Google Cloud's notice to a TPU that it is preempted save and stop; the same command continues "
+        "exactly there. Fields are set by --config.FIELD=VALUE: --config.data.dir=DIR --config.train.steps=300 "
+        "--config.optim.learning_rate=1e-3 --config.seed=1; all of them, with their defaults, are in "
+        "plan_jax/config.py.",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="the run directory")

@@ -1,21 +1,17 @@
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from runs import STEPS, Run, assert_equal_bits, assert_same_run, metrics
 from tensorboardX.proto.event_pb2 import Event
 
 from plan_jax.__main__ import main
@@ -23,8 +19,6 @@ from plan_jax.checkpoint import best_step, load_variables, saved_steps
 from plan_jax.config import Config, load_config, save_config
 from plan_jax.config_file import read_config
 from plan_jax.data.build import build
-from plan_jax.data.pipeline import TrainBatches
-from plan_jax.data.records import open_split
 from plan_jax.data.text import Tokenizer
 from plan_jax.errors import InputError
 from plan_jax.inference import Plan
@@ -34,130 +28,14 @@ from plan_jax.train.loop import fit
 from plan_jax.train.state import learning_rate
 from plan_jax.train.workdir import check_workdir, differing_fields, prepare_workdir
 
-ROOT = Path(__file__).parents[1]
-STEPS = 300
 PROMISED = {"step", "loss", "global_loss", "local_loss", "images_per_second", "learning_rate"}
-WAIT = 240  # seconds, on a busy machine
-# The command line, with a file to which every step writes its number and the records that it saw.
-RECORDING = """
-import json, sys
-import numpy
-import plan_jax.train.loop as loop
-from plan_jax.__main__ import main
-file, steps = open(sys.argv[1], "a"), loop.Steps
-class Recorded(steps):
-    def __call__(self, state, batch, step):
-        print(json.dumps([step, numpy.asarray(batch.record).tolist()]), file=file, flush=True)
-        return super().__call__(state, batch, step)
-loop.Steps = Recorded
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; the last one may be half written while the run goes on."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def without_speed(lines: list[dict]) -> list[dict]:
-    apart = ("images_per_second", "step_seconds", "input_seconds", "compute_seconds", "host_memory_gib")
-    return [{name: value for name, value in line.items() if name not in apart} for line in lines]
-
-
-def assert_equal_bits(one, other) -> None:
-    one, other = jax.tree.leaves(one), jax.tree.leaves(other)
-    assert len(one) == len(other) > 10
-    assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(one, other, strict=True))
-
-
-class Run:
-    """A `train` command in a process group of its own."""
-
-    def __init__(self, arguments: tuple[str, ...], workdir: Path):
-        self.workdir, seen = workdir, str(workdir.with_suffix(".records"))
-        command = [sys.executable, "-c", RECORDING, seen, *arguments, "--workdir", str(workdir)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def wait_for(self, happened: Callable[[], bool]) -> None:
-        end = time.monotonic() + WAIT
-        while not happened():
-            assert self.process.poll() is None, f"ended early: {self.process.communicate()[1][-2000:]}"
-            assert time.monotonic() < end
-            time.sleep(0.002)
-
-    def wait_for_step(self, step: int) -> None:
-        self.wait_for(lambda: len(metrics(self.workdir)) >= step)
-
-    def stop(self, number: signal.Signals) -> tuple[int, str, str]:
-        """Sends a signal to every process of the run, as a terminal does; exit code, stdout, stderr."""
-        os.killpg(self.process.pid, number)
-        return self.end()
-
-    def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=WAIT)
-        return self.process.returncode, out, err
 
 
 @pytest.fixture
 def start(trained, tmp_path):
     """Starts `train` commands of the trained run's configuration; none outlives the test."""
-    started = []
-
-    def run(*more: str) -> Run:
-        started.append(Run((*trained.arguments, *more), tmp_path / "pieces"))
-        return started[-1]
-
-    yield run
-    for one in started:
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.communicate()
-
-
-def assert_same_records(workdir: Path, trained) -> None:
-    """Every step saw the records of a run in one go, also a step that was taken again after a kill."""
-    split, tokenizer = open_split(trained.config.data.dir, "train"), Tokenizer.load(workdir / "tokenizer.json")
-    batches = TrainBatches(split, tokenizer, trained.config.data, seed=trained.config.seed)
-    expected = [np.asarray(next(batches).record).tolist() for _ in range(STEPS)]
-    batches.close()
-    found = [json.loads(line) for line in workdir.with_suffix(".records").read_text().splitlines()]
-    assert all(records == expected[step] for step, records in found)
-    assert {step for step, _ in found} == set(range(STEPS))
-    assert len(found) >= STEPS
-
-
-def assert_same_run(workdir: Path, trained) -> None:
-    assert_same_records(workdir, trained)
-    assert without_speed(metrics(workdir)) == without_speed(metrics(trained.workdir))
-    state = fit(trained.config, workdir)  # finished: reads the last checkpoint
-    assert int(state.step) == STEPS
-    assert_equal_bits(state, trained.state)
-
-
-def test_a_run_killed_twice_at_random_gives_the_bits_of_a_run_in_one_go(trained, start):
-    first, second = random.randrange(1, 100), random.randrange(120, 220)
-    run = start()
-    run.wait_for_step(first)
-    time.sleep(random.random() / 20)
-    assert run.stop(signal.SIGKILL)[0] == -signal.SIGKILL
-
-    run = start()
-    run.wait_for_step(second)
-    run.wait_for(lambda: any("tmp" in path.name for path in (run.workdir / "checkpoints").iterdir()))
-    assert run.stop(signal.SIGKILL)[0] == -signal.SIGKILL
-
-    code, out, _ = start().end()
-    assert (code, out) == (0, f"{run.workdir}: step {STEPS}, finished\n")
-    assert_same_run(run.workdir, trained)
+    with contextlib.ExitStack() as started:
+        yield lambda *more: started.enter_context(Run((*trained.arguments, *more), tmp_path / "pieces"))
 
 
 def test_a_run_stopped_by_sigterm_and_ctrl_c_continues_the_same(trained, start):

@@ -8,8 +8,8 @@ that is never read.
 Orbax (0.12.8) notices on reading that a file it needs is missing, cut short or zeroed. It does not notice flipped bits
 in the arrays: their chunks are packed without a checksum. So each checkpoint has a digest of all its files, written
 once it is complete and checked before it is read. A kill in between leaves a checkpoint without one; of that, orbax's
-word is taken. A damaged checkpoint N is renamed to N.damaged once an older one is used in its place: readers pass it
-by, training reaches step N again, and only a person deletes it.
+word is taken, and the run that continues from it writes the digest. A damaged checkpoint N is renamed to N.damaged once
+an older one is used in its place: readers pass it by, training reaches step N again, and only a person deletes it.
 
 All processes of a run call the same methods in the same order, and see the same folder; process 0 alone renames and
 writes digests.

@@ -12,9 +12,9 @@ FILE = "digest.json"  # name of every file in the folder -> [bytes, SHA-256 in h
 
 def write_digest(folder: Path) -> None:
     """Reads all files of a folder and writes FILE into it; a kill or a power cut leaves none or the whole one."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    partial = folder / f"{FILE}.tmp"  # there already where a kill came between
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in (folder / FILE, partial))
     known = {path.relative_to(folder).as_posix(): [path.stat().st_size, file_hash(path)] for path in files}
-    partial = folder / f"{FILE}.tmp"
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(known, file, indent=1)
         file.flush()

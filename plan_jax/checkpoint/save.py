@@ -1,5 +1,6 @@
 """Writes a run's checkpoints in the background, and finds the newest whole one."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -84,8 +85,8 @@ class Checkpoints:
     def restore_newest(self, abstract_parts: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Finished steps and parts of the newest whole checkpoint, placed as the abstract trees say, or None.
 
-        Damaged ones that are newer are named on stderr and renamed to N.damaged. An abstract part of None is read as
-        it was saved.
+        Damaged ones that are newer are named on stderr and renamed to N.damaged. One without a digest gets it once it
+        has been read. An abstract part of None is read as it was saved.
 
         Raises:
             InputError: there are checkpoints and none is whole, or the newest whole one has other shapes.
@@ -98,6 +99,9 @@ class Checkpoints:
                 parts, fault = read_parts(path, abstract_parts)
             if _everywhere(parts is not None):
                 self._set_aside(damaged, used=step)
+                if jax.process_index() == 0 and not (path / digest.FILE).is_file():
+                    with contextlib.suppress(OSError):  # such as a full disk, of which the next save tells
+                        digest.write_digest(path)
                 return step, parts  # pyright: ignore[reportReturnType]
             damaged[step] = fault or "another process found it so"
         if damaged:

@@ -1,4 +1,4 @@
-"""What watches a run: steps that were left out, and signals to stop."""
+"""What watches a run: steps that were left out, and requests to stop."""
 
 import math
 import signal
@@ -70,22 +70,35 @@ class SkipGuard:
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request to save and stop; a second SIGINT interrupts at once."""
+    """Turns SIGINT and SIGTERM into a request to save and stop, which others may make too (`request`).
+
+    A second SIGINT interrupts at once. Why the run was asked to stop is said on stderr when the context ends.
+    """
 
     def __init__(self):
         self.requested = False
+        self._signalled = False
+        self._reasons: list[str] = []
         self._before: dict[int, Any] = {}
+
+    def request(self, reason: str) -> None:
+        """Asks the run to save and stop; also from another thread."""
+        self._reasons.append(reason)
+        self.requested = True
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._reasons:  # not from the handler, which may come in the middle of another write
+            tqdm.write(f"plan_jax: asked to stop by {self._reasons[0]}", file=sys.stderr)
 
-    def _request(self, number: int, _: object) -> None:
-        if self.requested and number == signal.SIGINT:
+    def _take(self, number: int, _: object) -> None:
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._signalled = True
+        self.request(signal.Signals(number).name)

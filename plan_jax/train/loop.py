@@ -22,6 +22,7 @@ from plan_jax.hosts import AnyProcess, is_first, rows_here, wait_for_all
 from plan_jax.sharding import check_batch, make_mesh, over_data, placed, rows_by_process
 from plan_jax.train.guard import SkipGuard, StopSignals
 from plan_jax.train.log import MetricsLog
+from plan_jax.train.notice import PreemptionNotice
 from plan_jax.train.placement import placement
 from plan_jax.train.prefetch import Prefetch
 from plan_jax.train.speed import SpeedMeter, flops_of
@@ -37,9 +38,9 @@ from plan_jax.weights.pretrained import starting_tokenizer, starting_variables
 def fit(config: Config, workdir: Path, *, profile: range | None = None) -> TrainState:
     """Trains until `config.train.steps`, from the newest checkpoint of `workdir` if there is one.
 
-    Ctrl-C and SIGTERM save a checkpoint and return early. The position in the data, the state and the random numbers
-    continue exactly: a run in pieces has the losses and the parameters of a run in one go. Where several processes
-    train (`plan_jax.hosts`), all call this, and all must see `workdir`.
+    Ctrl-C, SIGTERM and the notice that a TPU is preempted save a checkpoint and return early. The position in the data,
+    the state and the random numbers continue exactly: a run in pieces has the losses and the parameters of a run in one
+    go. Where several processes train (`plan_jax.hosts`), all call this, and all must see `workdir`.
 
     Args:
         config: the run's configuration; written to `workdir/config.json`.
@@ -132,7 +133,12 @@ def _run(
     step, saved = int(state.step), checkpoints.latest
     steps, stopped = Steps(config), AnyProcess(jax.sharding.get_mesh())
     guard, meter = SkipGuard(split, checkpoints, limit=config.train.skip_limit), _meter(config, step)
-    with tools as (log, watchdog, trace), StopSignals() as stop, _progress(step, config) as progress:
+    with (
+        tools as (log, watchdog, trace),
+        StopSignals() as stop,
+        PreemptionNotice(stop.request, enabled=jax.default_backend() == "tpu"),
+        _progress(step, config) as progress,
+    ):
         while step < config.train.steps and not stopped.ask(stop.requested):
             watchdog.at("input")
             with meter.input():

@@ -1,9 +1,10 @@
 """A run directory is begun once; it is continued only as the same run on the same data."""
 
 import dataclasses
+import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,25 @@ def check_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Toke
 
 
 def prepare_workdir(workdir: Path, config: Config, data_dir: Path, tokenizer: Tokenizer) -> None:
-    """Writes config.json, tokenizer.json and the manifests, in one process, after `check_workdir`."""
+    """Writes config.json, tokenizer.json and the manifests, in one process, after `check_workdir`.
+
+    Every start of a run does: a kill leaves each file as it was, or the whole new one.
+    """
     hashes = [manifest_hash(folder) for folder in _folders(config, data_dir)]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(workdir / TOKENIZER)
-        shutil.copyfile(data_dir / MANIFEST, workdir / DATA_MANIFEST)
-        (workdir / MANIFEST_HASHES).write_text(json.dumps(hashes, indent=2) + "\n")
+        _write_whole(workdir / TOKENIZER, tokenizer.save)
+        _write_whole(workdir / DATA_MANIFEST, functools.partial(shutil.copyfile, data_dir / MANIFEST))
+        _write_whole(workdir / MANIFEST_HASHES, lambda path: path.write_text(json.dumps(hashes, indent=2) + "\n"))
         save_config(workdir / "config.json", config)
     except OSError as error:
         raise InputError(f"--workdir must be a folder that can be written, got {workdir}: {error.strerror}") from error
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    write(partial)
+    partial.replace(path)
 
 
 def _folders(config: Config, data_dir: Path) -> list[Path]:
