@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from plan_jax import __version__
+from plan_jax.commands.benchmark import add_benchmark
 from plan_jax.commands.data import add_build, add_fake
 from plan_jax.commands.results import add_checkpoint, add_evaluate, add_figures, add_tables
-from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_benchmark, add_compile
+from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_compile
 from plan_jax.errors import InputError
 
 EPILOG = """\
