@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = make_parser()
     call, overrides = parser.parse_known_args(arguments)
-    if overrides and call.command not in ("train", "evaluate", "ablate", "compile"):
+    if overrides and call.command not in ("train", "evaluate", "ablate", "benchmark", "compile"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     call.overrides = overrides
     _quiet_libraries()

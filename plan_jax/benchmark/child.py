@@ -22,7 +22,7 @@ def core() -> int | None:
 
 
 def ask(module: str, request: dict, extra: dict[str, str]) -> Any:
-    """What `python -m module` writes as its last line when asked, or {"failed": reason}.
+    """What `python -m module` writes as its last line when asked, or {"failed": reason, "wrong_input": whether}.
 
     `extra`: variables of its environment beside those of this process.
     """
@@ -35,7 +35,7 @@ def ask(module: str, request: dict, extra: dict[str, str]) -> Any:
         check=False,
     )
     if done.returncode:
-        return {"failed": why(done.returncode, done.stderr)[0]}
+        return dict(zip(("failed", "wrong_input"), why(done.returncode, done.stderr), strict=True))
     return json.loads(done.stdout.splitlines()[-1])
 
 
