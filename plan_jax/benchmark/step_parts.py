@@ -29,7 +29,7 @@ from plan_jax.compilation.programs import feature_shapes, lower_alignment
 from plan_jax.compilation.report import needs_of
 from plan_jax.config import Config, freeze
 from plan_jax.model import PlanModel
-from plan_jax.sharding import over_data
+from plan_jax.sharding import over_data, replicated
 from plan_jax.train.gradients import Features, Found, gradients_through
 from plan_jax.train.loop import training_mesh
 from plan_jax.train.placement import kept_in_place, placement
@@ -86,9 +86,9 @@ class _Work:
         self._batch = jax.device_put(batch, over_data(mesh))
         self._features: Features = jax.device_put(_made_up(config, batch), over_data(mesh))
         gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), self._state.params)
-        self._found = Found(
-            gradients, jax.tree.map(jnp.copy, state.batch_stats), {"loss": jnp.ones(())}, self._features
-        )
+        statistics = jax.tree.map(jnp.copy, self._state.batch_stats)  # the state's own are given away
+        loss = jax.device_put(jnp.ones(()), replicated(mesh))
+        self._found = Found(gradients, statistics, {"loss": loss}, self._features)
         self._programs = self._compiled(config, mesh)
         self.step()
         self.in_use_bytes = int(GIB * next(iter(memory_in_use(mesh.local_devices).values())))
