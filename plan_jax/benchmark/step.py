@@ -29,7 +29,7 @@ VIRTUAL = "--xla_force_host_platform_device_count={}"  # how XLA is told to make
 FIELDS = ("part", "series", "batch_size", "devices", "device", "ms", "share", "images_per_second")
 FIELDS += ("flops", "flops_per_second", "mfu", "unknown_loops", "kernels")
 FIELDS += ("argument_bytes", "temp_bytes", "peak_bytes", "in_use_bytes", "collective_bytes", *EXCHANGES.values())
-FIELDS += ("flat", "failed")
+FIELDS += ("watched_bytes", "flat", "failed")
 
 COLUMNS = (
     Column("part", "part"),
@@ -51,12 +51,13 @@ SCALING_COLUMNS = (
     Column("temporaries MiB", "temp_bytes", 1),
     Column("parameters KiB", "parameter_bytes", 1),
     Column("features KiB", "feature_bytes", 1),
+    Column("watched pairs KiB", "watched_bytes", 1),
     *(Column(f"{kind} KiB", kind, 1) for kind in KINDS),
     Column("flat", "flat"),
 )
 MIB = 2**20
 UNITS = {"flops": 1e9, "flops_per_second": 1e9, "argument_bytes": MIB, "temp_bytes": MIB, "peak_bytes": MIB}
-UNITS |= dict.fromkeys((*KINDS, *EXCHANGES.values()), 1024)
+UNITS |= dict.fromkeys((*KINDS, *EXCHANGES.values(), "watched_bytes"), 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def benchmark_step(
     the step is in none of them; input, what the host reads meanwhile, on one core; scaling, a step that is compiled
     for "devices" virtual devices. "share": of the step's time. Work and bytes are of one device. "collective_bytes":
     by kind. "peak_bytes" and "in_use_bytes": `compile_program`, `step_parts.measure_parts`. "series",
-    "parameter_bytes", "feature_bytes" and "flat": `step_scaling`. "failed": why a row has no figures.
+    "parameter_bytes", "feature_bytes", "watched_bytes" and "flat": `step_scaling`. "failed": why a row has no figures.
 
     Args:
         config: its vocabulary is replaced by that of the data, as in training, unless its text encoder has weights.

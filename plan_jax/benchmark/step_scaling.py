@@ -3,6 +3,8 @@
 The devices are virtual: parts of this machine's CPU, for which programs are compiled, not run. Per device and step, the
 exchange of the *features* (with both losses, so that every report meets every image) and that of the *parameters* (all
 else: gradients, parameters that lie in parts, statistics of norms) are told apart by compiling the losses alone too.
+What a step sends on (collective-permute) beside the losses' are the features of the few pairs that it watches
+(`train.step.WATCHED`): they depend on no batch, are counted apart and not judged.
 
 What must stay flat: what the parameters take, whatever the batch; and what the features take for each pair of the
 global batch. So at a fixed global batch both stay flat as they are, and at a fixed batch per device the features' bytes
@@ -25,6 +27,7 @@ from plan_jax.sharding import make_mesh
 
 GLOBAL, PER_DEVICE = "global batch", "batch per device"  # which of the two stays as it is
 SLACK = 1.05  # of the bytes at the fewest devices that exchange any: what still is flat [ours]
+SENT = "collective-permute"
 EXCHANGES = {"parameters": "parameter_bytes", "features": "feature_bytes"}
 
 
@@ -55,8 +58,10 @@ def compiled_rows(config: Config, devices: Sequence[Any], sizes: Sequence[int], 
             for name in ("step", "alignment")
         )
         moved, features = (sum(row["collective_bytes"].values()) for row in (step, losses))
+        watched = step["collective_bytes"][SENT] - losses["collective_bytes"][SENT]
         about = {"devices": len(devices), "batch_size": size, "device": "cpu", "failed": None}
-        rows.append(step | about | {"feature_bytes": features, "parameter_bytes": moved - features})
+        rows.append(step | about | {"feature_bytes": features, "watched_bytes": watched})
+        rows[-1]["parameter_bytes"] = moved - features - watched
     return rows
 
 
@@ -97,7 +102,7 @@ def _verdict(first: dict, known: Sequence[dict], exchange: str) -> str:
 
 def _first(rows: Sequence[dict], series: str) -> dict | None:
     """The row of the fewest devices above 1 of a series."""
-    known = [row for row in rows if row["series"] == series and row["devices"] > 1 and row["parameter_bytes"]]
+    known = [row for row in rows if row["series"] == series and row["devices"] > 1 and row.get("parameter_bytes")]
     return min(known, key=lambda row: row["devices"], default=None)
 
 
