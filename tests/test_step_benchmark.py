@@ -297,8 +297,8 @@ def test_what_a_real_step_exchanges_stays_flat_from_2_to_4_devices(config, monke
     for row in rows:
         # Each gradient is summed once, but for positions that no report reaches; beside it are statistics of norms.
         assert 0.8 * parameters <= row["parameter_bytes"] < 1.2 * parameters
-        # Words are gathered forward and backward, and their cotangents scattered, at least.
-        assert row["feature_bytes"] > 3 * 4 * row["batch_size"] * data.max_words * config.alignment.dim
+        # Words are gathered, and their cotangents scattered, at least.
+        assert row["feature_bytes"] > 2 * 4 * row["batch_size"] * data.max_words * config.alignment.dim
     table = render([scaling_table(filled(with_verdicts(rows)))])
     assert [line.split()[-1] for line in table.splitlines() if line.startswith(GLOBAL)][1] == "yes"
 
