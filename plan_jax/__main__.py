@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from plan_jax import __version__
+from plan_jax.commands.benchmark import add_benchmark
 from plan_jax.commands.data import add_build, add_fake
 from plan_jax.commands.results import add_checkpoint, add_evaluate, add_figures, add_tables
-from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_benchmark, add_compile
+from plan_jax.commands.study import CONFIG_HELP, add_ablate, add_compile
 from plan_jax.errors import InputError
 
 EPILOG = """\
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = make_parser()
     call, overrides = parser.parse_known_args(arguments)
-    if overrides and call.command not in ("train", "evaluate", "ablate", "compile"):
+    if overrides and call.command not in ("train", "evaluate", "ablate", "benchmark", "compile"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     call.overrides = overrides
     _quiet_libraries()

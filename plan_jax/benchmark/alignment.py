@@ -1,19 +1,15 @@
 """How fast and how large the alignment loss is: shapes x implementations, beside the classic local loss in PyTorch."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plan_jax.ablation.child import why
 from plan_jax.ablation.places import devices_here
 from plan_jax.benchmark import measure
+from plan_jax.benchmark.child import ask, core
 from plan_jax.benchmark.classic import find_torch
 from plan_jax.benchmark.measure import ONE_CORE, Case
 from plan_jax.evaluation.progress import progress
@@ -217,20 +213,8 @@ def save_sweep(path: Path, rows: Sequence[dict]) -> None:
 def _measured(case: Case, platform: str) -> dict:
     """What the case's process found, or {"failed": its last line}."""
     cpu = platform == "cpu"
-    core = max(os.sched_getaffinity(0)) if cpu and hasattr(os, "sched_getaffinity") else None
-    here = str(Path(__file__).parents[2])  # the same package, from whatever current directory
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", measure.__name__],
-        input=json.dumps({"case": dataclasses.asdict(case), "core": core}) + "\n",
-        env=os.environ | {"PYTHONPATH": path} | (ONE_CORE if cpu else {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        return {"failed": why(done.returncode, done.stderr)[0]}
-    return json.loads(done.stdout.splitlines()[-1])
+    asked = {"case": dataclasses.asdict(case), "core": core() if cpu else None}
+    return ask(measure.__name__, asked, ONE_CORE if cpu else {})
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

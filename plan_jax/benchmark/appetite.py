@@ -4,18 +4,20 @@ The batch lies in memory, so nothing waits for a loader. Where the configuration
 tried, and so on.
 """
 
-import dataclasses
+import functools
 import json
 import os
 import statistics
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from plan_jax.compilation.report import with_batch
 from plan_jax.config import Config, freeze
 from plan_jax.geometry import loaded_side
 from plan_jax.model import PlanModel
@@ -23,6 +25,7 @@ from plan_jax.train.state import create_state, make_optimizer
 from plan_jax.train.step import train_step
 from plan_jax.types import Batch
 
+Found = TypeVar("Found")
 SECONDS = 10.0  # after which no further step is taken
 NO_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA says it
 
@@ -33,22 +36,27 @@ def appetite(config: Config, *, steps: int) -> dict[str, Any]:
     The wall clock counts; on a CPU the CPU time, because other work there is none of its own.
     Returns "images_per_second", "batch_size", "size" and "device".
     """
-    device, batch_size = jax.devices()[0], config.data.batch_size
+    seconds, config = with_what_fits(functools.partial(_seconds_per_step, steps=steps), config)
+    return {
+        "images_per_second": config.data.batch_size / seconds,
+        "batch_size": config.data.batch_size,
+        "size": config.data.image_size,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def with_what_fits(measure: Callable[[Config], Found], config: Config, *, unit: int = 1) -> tuple[Found, Config]:
+    """What `measure` finds for a configuration, or for one with half of its batch and so on where memory does not
+    suffice, and the configuration that fitted. Halves are multiples of `unit`.
+    """
     while True:
-        data = dataclasses.replace(config.data, batch_size=batch_size)
         try:
-            seconds = _seconds_per_step(dataclasses.replace(config, data=data), steps)
+            return measure(config), config
         except jax.errors.JaxRuntimeError as error:
-            if NO_MEMORY not in str(error) or batch_size == 1:
+            size = config.data.batch_size // 2 // unit * unit
+            if NO_MEMORY not in str(error) or not size:
                 raise
-            batch_size //= 2
-            continue
-        return {
-            "images_per_second": batch_size / seconds,
-            "batch_size": batch_size,
-            "size": data.image_size,
-            "device": device.device_kind,
-        }
+        config = with_batch(config, size)
 
 
 def random_batch(config: Config) -> Batch:

@@ -2,21 +2,16 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from plan_jax.ablation.child import why
 from plan_jax.ablation.places import devices_here
-from plan_jax.benchmark import appetite, loaders
+from plan_jax.benchmark import appetite
+from plan_jax.benchmark.child import LoaderChild, ask, core
 from plan_jax.benchmark.classic import find_torch
 from plan_jax.benchmark.films import build_films, write_films
 from plan_jax.benchmark.loaders import BATCHES, OURS, STAGES, TORCH, Work, open_train
@@ -164,7 +159,7 @@ def _loader_rows(work: Work, effort: Effort) -> list[dict]:
     }
     with contextlib.ExitStack() as stack:
         names = (OURS, TORCH) if find_torch() is not None else (OURS,)
-        children = {name: stack.enter_context(_Child(name, work)) for name in names}
+        children = {name: stack.enter_context(LoaderChild(name, work)) for name in names}
         rows = []
         for size in effort.sizes:
             times = [children[OURS].ask("stages", size, 0, effort.images) for _ in range(effort.repeats)]
@@ -199,67 +194,12 @@ def _failure(times: Sequence[dict]) -> str | None:
 def _step_row(config: Config, platform: str, effort: Effort) -> dict:
     """What a training step of the configuration takes."""
     cpu = platform == "cpu"
-    asked = {"config": dataclasses.asdict(config), "steps": effort.steps, "core": _core() if cpu else None}
-    done = subprocess.run(
-        [sys.executable, "-m", appetite.__name__],
-        input=json.dumps(asked) + "\n",
-        env=_environment(ONE_CORE if cpu else {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    failed = why(done.returncode, done.stderr)[0] if done.returncode else None
-    found = {} if failed else json.loads(done.stdout.splitlines()[-1])
+    asked = {"config": dataclasses.asdict(config), "steps": effort.steps, "core": core() if cpu else None}
+    found = ask(appetite.__name__, asked, ONE_CORE if cpu else {})
     row = {"loader": "device", "stage": "step", "workers": 0 if cpu else None, "format": None, "bytes": None}
     names = ("images_per_second", "batch_size", "size", "device")
-    return row | {"images_per_core_second": None, "failed": failed} | {name: found.get(name) for name in names}
-
-
-class _Child:
-    """The process of a loader; it is asked one thing after the other, and ends with the `with` block."""
-
-    def __init__(self, name: str, work: Work):
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by __exit__
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", loaders.__name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_environment(ONE_CORE | {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}),
-            text=True,
-        )
-        self._send({"loader": name, "work": dataclasses.asdict(work), "core": _core()})
-
-    def ask(self, stage: str, size: int, workers: int, images: int) -> dict[str, Any]:
-        """The answer, or {"failed": reason} where the process has ended."""
-        assert self._process.stdout is not None
-        self._send({"stage": stage, "size": size, "workers": workers, "images": images})
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        code = self._process.wait()
-        self._log.seek(0)
-        return {"failed": why(code, self._log.read())[0]}
-
-    def _send(self, message: dict) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended; `ask` says why
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-
-    def __enter__(self) -> "_Child":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()  # closes its stdin, whereupon it ends
-        self._log.close()
-
-
-def _core() -> int | None:
-    return max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-
-
-def _environment(extra: dict[str, str]) -> dict[str, str]:
-    here = str(Path(__file__).parents[2])  # the same package, from whatever current directory
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))} | extra
+    return (
+        row
+        | {"images_per_core_second": None, "failed": found.get("failed")}
+        | {name: found.get(name) for name in names}
+    )

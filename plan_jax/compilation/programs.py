@@ -25,8 +25,7 @@ from plan_jax.types import Batch, ImageFeatures, TextFeatures
 def lower_alignment(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     """Both losses and their gradient with respect to the features of a global batch, without encoders."""
     check_batch(config.data.batch_size, mesh)
-    features = jax.eval_shape(functools.partial(_features, config), _variables(config), batch_shapes(config))
-    images, texts = placed(features, over_data(mesh))
+    images, texts = placed(feature_shapes(config), over_data(mesh))
     gradient = jax.jit(jax.grad(_loss, argnums=(0, 1), has_aux=True), static_argnames="config")
     with jax.set_mesh(mesh):
         return gradient.lower(images, texts.replace(mask=None), texts.mask, config=config)
@@ -70,6 +69,11 @@ def batch_shapes(config: Config) -> Batch:
         record=_shape((size,), jnp.int32),
         words_cut=_shape((size,), jnp.int32),
     )
+
+
+def feature_shapes(config: Config) -> tuple[ImageFeatures, TextFeatures]:
+    """The shapes of a global batch's features."""
+    return jax.eval_shape(functools.partial(_features, config), _variables(config), batch_shapes(config))
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -70,7 +70,7 @@ def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *
             raise
         row |= _refused(str(error)) | {"seconds": time.perf_counter() - start}
     else:
-        row |= {"seconds": time.perf_counter() - start} | _measured(compiled)
+        row |= {"seconds": time.perf_counter() - start} | needs_of(compiled)
     return row | {"fits": fits(row["peak_bytes"], row["memory_bytes"], refused="error" in row)}
 
 
@@ -81,7 +81,12 @@ def fits(peak_bytes: int | None, memory_bytes: int | None, *, refused: bool = Fa
     return None if memory_bytes is None or peak_bytes is None else peak_bytes <= memory_bytes
 
 
-def _measured(compiled: jax.stages.Compiled) -> dict:
+def needs_of(compiled: jax.stages.Compiled) -> dict:
+    """The bytes and the counts of a row.
+
+    Raises:
+        RuntimeError: the compiler does not tell them.
+    """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if memory is None or text is None:
         raise RuntimeError("the compiler tells neither the memory nor the text of its programs")

@@ -24,6 +24,7 @@ from plan_jax.train.rules import parameter_factors, where_learned
 from plan_jax.types import Batch, ImageFeatures, TextFeatures
 
 Features = tuple[ImageFeatures, TextFeatures]
+LossOf = Callable[[ImageFeatures, TextFeatures], tuple[Array, dict[str, Array]]]  # a loss and its parts by name
 
 
 class Found(NamedTuple):
@@ -42,16 +43,24 @@ def gradients_of(params: Any, batch_stats: Any, batch: Batch, key: Array, *, mod
         batch: as the model sees it, after `augment`.
         key: of dropout.
     """
+    loss_of = functools.partial(plan_loss, config=config)
+    return gradients_through(loss_of, params, (batch_stats, batch, key), model=model, config=config)
+
+
+def gradients_through(
+    loss_of: LossOf, params: Any, given: tuple[Any, Batch, Array], *, model: PlanModel, config: Config
+) -> Found:
+    """The same for any function of the features; `given` are the batch statistics, the batch and the key."""
     encode = functools.partial(_encode, model, parameter_factors(params, rules=config.optim.rules).learning_rate)
     if config.train.micro_batches > 1:
-        return _in_parts(encode, params, batch_stats, batch, key, config=config)
+        return _in_parts(encode, loss_of, params, given, config=config)
 
-    def loss_of(params: Any) -> tuple[Array, tuple]:
-        features, updated = encode(params, batch_stats, batch, key)
-        loss, metrics = plan_loss(*features, config=config)
+    def through(params: Any) -> tuple[Array, tuple]:
+        features, updated = encode(params, *given)
+        loss, metrics = loss_of(*features)
         return loss, (updated, metrics, features)
 
-    gradients, found = jax.grad(loss_of, has_aux=True)(params)
+    gradients, found = jax.grad(through, has_aux=True)(params)
     return Found(gradients, *found)
 
 
@@ -65,16 +74,17 @@ def _encode(
     return features, updated.get("batch_stats", {})
 
 
-def _in_parts(encode: Callable, params: Any, batch_stats: Any, batch: Batch, key: Array, *, config: Config) -> Found:
-    count = config.train.micro_batches
+def _in_parts(
+    encode: Callable, loss_of: LossOf, params: Any, given: tuple[Any, Batch, Array], *, config: Config
+) -> Found:
+    (batch_stats, batch, key), count = given, config.train.micro_batches
     parts = jax.tree.map(functools.partial(_cut, count), batch)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
     features, updated = jax.lax.map(lambda part: encode(params, batch_stats, *part), (parts, keys))
     features = jax.tree.map(_joined, features)
     learned, rest = _learned(features)
-    loss_of = lambda learned: plan_loss(*_whole(learned, rest), config=config)  # noqa: E731
-    of_features, metrics = jax.grad(loss_of, has_aux=True)(learned)
+    of_features, metrics = jax.grad(lambda learned: loss_of(*_whole(learned, rest)), has_aux=True)(learned)
 
     def add(total: Any, given: tuple) -> tuple[Any, None]:
         part, part_key, of_part = given

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from plan_jax.checkpoint import Checkpoints, saved_steps
 from plan_jax.config import Config, at_step
-from plan_jax.counting.peak import peak_flops
 from plan_jax.data.mixture import Mixture, open_training
 from plan_jax.data.pipeline import TrainBatches
 from plan_jax.data.records import Split
@@ -25,7 +24,7 @@ from plan_jax.train.log import MetricsLog
 from plan_jax.train.notice import PreemptionNotice
 from plan_jax.train.placement import placement
 from plan_jax.train.prefetch import Prefetch
-from plan_jax.train.speed import SpeedMeter, flops_of
+from plan_jax.train.speed import SpeedMeter, flops_of, peak_of
 from plan_jax.train.state import TrainState, create_state, learning_rate
 from plan_jax.train.step import Steps
 from plan_jax.train.trace import Trace
@@ -196,9 +195,7 @@ class _Tools:
 
 
 def _meter(config: Config, step: int) -> SpeedMeter:
-    kinds = {config.image_encoder.dtype, config.text_encoder.dtype}
-    dtype = "bfloat16" if "bfloat16" in kinds else "float32"  # of the two the higher peak: the share is never flattered
-    return SpeedMeter(step, config.data.batch_size, peak=peak_flops(jax.local_devices()[0].device_kind, dtype))
+    return SpeedMeter(step, config.data.batch_size, peak=peak_of(config, jax.local_devices()[0]))
 
 
 def _is_due(every: int, step: int, config: Config) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
+from plan_jax.config import Config
 from plan_jax.counting.counts import count
+from plan_jax.counting.peak import peak_flops
 
 GIB = 2**30
 STATM = Path("/proc/self/statm")  # of Linux: sizes in pages, the second one is what is in memory
@@ -80,6 +82,13 @@ def flops_of(compiled: jax.stages.Compiled) -> float | None:
     except (jax.errors.JaxRuntimeError, NotImplementedError):
         return None
     return count(text).flops if text else None
+
+
+def peak_of(config: Config, device: Any) -> float | None:
+    """Operations per second that a device can do of a run's matrix products; None where that is not known."""
+    kinds = {config.image_encoder.dtype, config.text_encoder.dtype}
+    dtype = "bfloat16" if "bfloat16" in kinds else "float32"  # of the two the higher peak: the share is never flattered
+    return peak_flops(device.device_kind, dtype)
 
 
 def memory_in_use(devices: Sequence[Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from plan_jax.alignment.sharpness import sharpness
 from plan_jax.augment import augment
 from plan_jax.config import Config, at_step
 from plan_jax.model import PlanModel
-from plan_jax.train.gradients import gradients_of
+from plan_jax.train.gradients import Found, gradients_of
 from plan_jax.train.norms import block_norms
 from plan_jax.train.placement import kept_in_place
 from plan_jax.train.rules import parameter_factors, where_learned
@@ -34,11 +34,21 @@ def train_step(
     its norm, and keep every bit. A step that `plan_jax.train.skip` leaves out changes nothing but the step's number and
     the record of the losses: "skipped" counts those of the run, "skipped_in_a_row" those up to this step.
     """
-    rates = parameter_factors(state.params, rules=config.optim.rules).learning_rate
     seen = dataclasses.replace(batch, image=augment(batch.image, state.step, config=config))
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     found = gradients_of(state.params, state.batch_stats, seen, key, model=model, config=config)
+    after, norms = apply_gradients(state, found, optimizer=optimizer, config=config)
+    metrics = found.metrics | norms
+    images, texts = jax.tree.map(lambda rows: rows[:WATCHED], found.features)
+    metrics |= sharpness(images.patch, texts.word, texts.word_logit, texts.mask, config=config.alignment)
+    return after, metrics
 
+
+def apply_gradients(
+    state: TrainState, found: Found, *, optimizer: optax.GradientTransformation, config: Config
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after a step whose gradient is found, and the metrics of `train_step` that come of it."""
+    rates = parameter_factors(state.params, rules=config.optim.rules).learning_rate
     updates, opt_state = optimizer.update(found.gradients, state.opt_state, state.params)
     params = where_learned(rates, optax.apply_updates(state.params, updates), state.params)
     norm = optax.tree.norm(found.gradients)
@@ -49,10 +59,8 @@ def train_step(
     after = where_taken(taken, (params, found.batch_stats, opt_state), before)
     params, _, _ = after
     norms = {"gradient_norm": norm, "parameter_norm": optax.tree.norm(params)}
-    metrics = found.metrics | norms | {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
+    metrics = norms | {"skipped": losses.skipped, "skipped_in_a_row": losses.in_a_row}
     metrics |= block_norms(found.gradients, "gradient_norm") | block_norms(params, "parameter_norm")
-    images, texts = jax.tree.map(lambda rows: rows[:WATCHED], found.features)
-    metrics |= sharpness(images.patch, texts.word, texts.word_logit, texts.mask, config=config.alignment)
     return kept_in_place(TrainState(state.step + 1, *after, losses=losses)), metrics
 
 
