@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Several devices, so that sharding is tested on any machine; processes started by tests inherit all of this.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -29,6 +27,14 @@ from hypothesis import settings
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 if not os.environ.get("PYTEST_XDIST_WORKER"):
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# Compiling is most of these tests' time, so it is done quickly, though programs then run slower; test_demo compiles as
+# users do, and so do all tests with XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true".
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Several devices, so that sharding is tested on any machine; processes started by tests inherit all of this. Of two
+# flags of one name the last counts, so those of the caller come last.
+FLAGS = f"{QUICK} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 IN_CI = bool(os.environ.get("CI"))
 settings.register_profile("plan_jax", deadline=None, derandomize=IN_CI, print_blob=not IN_CI)
@@ -57,6 +63,39 @@ TINY = (
     "--config.evaluation.bootstrap=20",
     "--config.evaluation.gallery=3",
 )
+
+# The files that take longest, the longest first.
+LONGEST = (
+    "test_demo.py",
+    "test_hosts.py",
+    "test_train.py",
+    "test_ablation.py",
+    "test_alignment.py",
+    "test_tile.py",
+    "test_pallas.py",
+    "test_golden.py",
+    "test_sharded.py",
+    "test_export.py",
+    "test_cli.py",
+    "test_validation.py",
+    "test_bert.py",
+    "test_rules.py",
+    "test_gradients.py",
+    "test_detection_training.py",
+    "test_checkpoint.py",
+    "test_resnet.py",
+)
+
+
+def pytest_configure(config) -> None:
+    config.option.loadscopereorder = False  # else xdist begins with the files of most tests
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Long files first, so that no worker begins one when the others have nothing left to do."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 _connect = socket.socket.connect
 
