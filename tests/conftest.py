@@ -1,11 +1,13 @@
 """What holds for every test. Runs before any test module is imported, so before JAX chooses its devices."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # with a limit there 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import numpy as np
 import pytest
 from absl import flags
 from hypothesis import settings
@@ -126,14 +129,26 @@ def shared() -> Path:
     return folder
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` wrote for the worker that asked first; the others wait for it and must only read it."""
+    base = factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent  # that of all workers
+    with (base / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.made").exists():
+            shutil.rmtree(base / name, ignore_errors=True)  # of a worker that failed
+            make(base / name)
+            (base / f"{name}.made").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory) -> Path:
     """150 phantoms, built."""
     from plan_jax.data.build import build
 
-    out = tmp_path_factory.mktemp("phantoms") / "data"
-    build("phantom", out=out, size=150)
-    return out
+    return made_once(tmp_path_factory, "phantoms", lambda out: build("phantom", out=out, size=150))
 
 
 @pytest.fixture(scope="session")
@@ -169,18 +184,40 @@ class Trained(NamedTuple):
     workdir: Path
     arguments: tuple[str, ...]  # of the command line, without --workdir
     config: Any  # the Config that they give
-    state: Any  # the TrainState at the end
+    leaves: Path  # the leaves of the state that training ended with, which went through no checkpoint
+
+    @property
+    def state(self) -> Any:
+        """The TrainState at the end."""
+        import jax
+
+        from plan_jax.config import load_config
+        from plan_jax.train.state import create_state
+
+        shapes = jax.eval_shape(lambda: create_state(load_config(self.workdir / "config.json")))
+        with np.load(self.leaves) as file:
+            leaves = [jax.numpy.asarray(file[name]) for name in file.files]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 @pytest.fixture(scope="session")
 def trained(phantom_data, tmp_path_factory) -> Trained:
     """A run that many tests read; a test that writes into a run copies it first."""
+    import jax
+
     from plan_jax.config_file import read_config
     from plan_jax.train.loop import fit
 
     overrides = (*TINY, f"--config.data.dir={phantom_data}")
-    config, workdir = read_config(CONFIG, overrides), tmp_path_factory.mktemp("runs") / "whole"
-    return Trained(workdir, ("train", "--config", str(CONFIG), *overrides), config, fit(config, workdir))
+    config = read_config(CONFIG, overrides)
+
+    def train(out: Path) -> None:
+        leaves = jax.tree.leaves(fit(config, out / "whole"))
+        np.savez(out / "state.npz", *map(np.asarray, leaves))
+
+    made = made_once(tmp_path_factory, "trained", train)
+    workdir = shutil.copytree(made / "whole", tmp_path_factory.mktemp("runs") / "whole")
+    return Trained(workdir, ("train", "--config", str(CONFIG), *overrides), config, made / "state.npz")
 
 
 @pytest.fixture(scope="session")
