@@ -1,17 +1,17 @@
 """What holds for every test. Runs before any test module is imported, so before JAX chooses its devices."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Several devices, so that sharding is tested on any machine; processes started by tests inherit all of this.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -22,6 +22,7 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # with a limit there 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import numpy as np
 import pytest
 from absl import flags
 from hypothesis import settings
@@ -29,6 +30,14 @@ from hypothesis import settings
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 if not os.environ.get("PYTEST_XDIST_WORKER"):
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# Compiling is most of these tests' time, so it is done quickly, though programs then run slower; test_demo compiles as
+# users do, and so do all tests with XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true".
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Several devices, so that sharding is tested on any machine; processes started by tests inherit all of this. Of two
+# flags of one name the last counts, so those of the caller come last.
+FLAGS = f"{QUICK} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 IN_CI = bool(os.environ.get("CI"))
 settings.register_profile("plan_jax", deadline=None, derandomize=IN_CI, print_blob=not IN_CI)
@@ -57,6 +66,39 @@ TINY = (
     "--config.evaluation.bootstrap=20",
     "--config.evaluation.gallery=3",
 )
+
+# The files that take longest, the longest first.
+LONGEST = (
+    "test_train.py",
+    "test_demo.py",
+    "test_hosts.py",
+    "test_alignment.py",
+    "test_ablation.py",
+    "test_gradients.py",
+    "test_pallas.py",
+    "test_tile.py",
+    "test_sharded.py",
+    "test_golden.py",
+    "test_validation.py",
+    "test_rules.py",
+    "test_export.py",
+    "test_detection_training.py",
+    "test_checkpoint.py",
+    "test_bert.py",
+    "test_cli.py",
+    "test_resnet.py",
+)
+
+
+def pytest_configure(config) -> None:
+    config.option.loadscopereorder = False  # else xdist begins with the files of most tests
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Long files first, so that no worker begins one when the others have nothing left to do."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 _connect = socket.socket.connect
 
@@ -87,14 +129,26 @@ def shared() -> Path:
     return folder
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` wrote for the worker that asked first; the others wait for it and must only read it."""
+    base = factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent  # that of all workers
+    with (base / f"{name}.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.made").exists():
+            shutil.rmtree(base / name, ignore_errors=True)  # of a worker that failed
+            make(base / name)
+            (base / f"{name}.made").touch()
+    return base / name
+
+
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory) -> Path:
     """150 phantoms, built."""
     from plan_jax.data.build import build
 
-    out = tmp_path_factory.mktemp("phantoms") / "data"
-    build("phantom", out=out, size=150)
-    return out
+    return made_once(tmp_path_factory, "phantoms", lambda out: build("phantom", out=out, size=150))
 
 
 @pytest.fixture(scope="session")
@@ -130,18 +184,40 @@ class Trained(NamedTuple):
     workdir: Path
     arguments: tuple[str, ...]  # of the command line, without --workdir
     config: Any  # the Config that they give
-    state: Any  # the TrainState at the end
+    leaves: Path  # the leaves of the state that training ended with, which went through no checkpoint
+
+    @property
+    def state(self) -> Any:
+        """The TrainState at the end."""
+        import jax
+
+        from plan_jax.config import load_config
+        from plan_jax.train.state import create_state
+
+        shapes = jax.eval_shape(lambda: create_state(load_config(self.workdir / "config.json")))
+        with np.load(self.leaves) as file:
+            leaves = [jax.numpy.asarray(file[name]) for name in file.files]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 @pytest.fixture(scope="session")
 def trained(phantom_data, tmp_path_factory) -> Trained:
     """A run that many tests read; a test that writes into a run copies it first."""
+    import jax
+
     from plan_jax.config_file import read_config
     from plan_jax.train.loop import fit
 
     overrides = (*TINY, f"--config.data.dir={phantom_data}")
-    config, workdir = read_config(CONFIG, overrides), tmp_path_factory.mktemp("runs") / "whole"
-    return Trained(workdir, ("train", "--config", str(CONFIG), *overrides), config, fit(config, workdir))
+    config = read_config(CONFIG, overrides)
+
+    def train(out: Path) -> None:
+        leaves = jax.tree.leaves(fit(config, out / "whole"))
+        np.savez(out / "state.npz", *map(np.asarray, leaves))
+
+    made = made_once(tmp_path_factory, "trained", train)
+    workdir = shutil.copytree(made / "whole", tmp_path_factory.mktemp("runs") / "whole")
+    return Trained(workdir, ("train", "--config", str(CONFIG), *overrides), config, made / "state.npz")
 
 
 @pytest.fixture(scope="session")

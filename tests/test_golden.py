@@ -26,6 +26,8 @@ RESNETS = {
     "resnet50": ImageEncoderConfig(channels=3),
     "resnet101": ImageEncoderConfig(stages=(3, 4, 23, 3), channels=3),
 }
+# As users compile: convolutions in float64 are slow to run otherwise.
+FAST = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
 def filled(links, shapes):
@@ -85,7 +87,8 @@ def test_gradients_of_resnet_equal_those_of_torchvision(name):
 
     with jax.enable_x64(True):
         variables = jax.tree.map(np.float64, variables)
-        gradient = jax.jit(jax.grad(scalar))(variables["params"], variables, np.float64(cases.image(size, count)))
+        run = jax.jit(jax.grad(scalar), compiler_options=FAST)
+        gradient = run(variables["params"], variables, np.float64(cases.image(size, count)))
         assert_gradients(links, {**variables, "params": gradient}, golden, 1e-9)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIG, TINY
+from conftest import CONFIG, QUICK, TINY
 
 from plan_jax.errors import InputError
 from plan_jax.hosts import join_hosts
@@ -21,7 +21,6 @@ from plan_jax.hosts import join_hosts
 ROOT = Path(__file__).parents[1]
 STEPS = 20
 SHORT = (f"--config.train.steps={STEPS}", "--config.optim.warmup_steps=5", "--config.train.checkpoint_every=8")
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # to compile; slower to run
 WAIT = 240  # seconds, on a busy machine
 
 

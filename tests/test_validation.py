@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
-from conftest import CONFIG, TINY
+from conftest import CONFIG, QUICK, TINY
 
 from plan_jax.config import Config
 from plan_jax.config_file import read_config
@@ -117,10 +117,7 @@ def test_two_processes_of_two_devices_have_the_losses_and_the_pictures_of_one(ph
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     here = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "XLA_FLAGS": QUICK}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, port, str(number), str(phantom_data)],
