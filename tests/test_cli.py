@@ -388,6 +388,24 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [
+        (None, "--fibers_default_thread_stack_size=4194304"),
+        ("--xla_a=1", "--xla_a=1 --fibers_default_thread_stack_size=4194304"),
+        ("--fibers_default_thread_stack_size=1", "--fibers_default_thread_stack_size=1"),
+    ],
+)
+def test_a_tpu_s_compiler_gets_deep_stacks_unless_the_environment_says_how_deep(given, after, monkeypatch, capsys):
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
+    for _ in range(2):
+        assert main(["tables", "nowhere"]) == 2
+    assert os.environ["LIBTPU_INIT_ARGS"] == after
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_a_test_run_left_its_checkpoints(trained):
     """The tests above read the shared run and must not have changed it."""
     assert saved_steps(trained.workdir)[-1] == 300

@@ -16,8 +16,8 @@ from pathlib import Path
 import filelock
 import jax.numpy as jnp
 import pytest
-from runs import STEPS, WAIT, Run, assert_same_run, events
 from tqdm import tqdm
+from train_runs import STEPS, WAIT, Run, assert_same_run, events
 
 from plan_jax.checkpoint import Checkpoints, digest, saved_steps
 from plan_jax.config import load_config

@@ -249,8 +249,10 @@ def test_the_batch_is_fixed_in_one_series_and_grows_with_the_devices_in_the_othe
 
 
 def scaled(series: str, devices: int, size: int, parameters: float | None, features: float | None) -> dict:
-    row = {"part": "scaling", "series": series, "devices": devices, "batch_size": size, "collective_bytes": None}
-    failed = None if parameters is not None else "ended by SIGKILL"
+    known = parameters is not None and features is not None
+    moved = {"all-reduce": parameters, "all-gather": features} if known else None
+    row = {"part": "scaling", "series": series, "devices": devices, "batch_size": size, "collective_bytes": moved}
+    failed = None if known else "ended by SIGKILL"
     return row | {"parameter_bytes": parameters, "feature_bytes": features, "failed": failed}
 
 
@@ -260,6 +262,7 @@ def test_bytes_that_grow_with_the_devices_are_not_flat():
     assert scaling_lines(with_verdicts(steady)) == [
         "global batch fixed, parameters: 2.0 KiB on each of 2 devices, 2.0 on each of 8: flat",
         "global batch fixed, features: 1.0 KiB per pair on each of 2 devices, 1.0 on each of 8: flat",
+        "global batch fixed, all together, watched pairs too: 10.0 KiB on each of 2 devices, 10.0 on each of 8: 1.00 times",
     ]
     growing = [scaled(GLOBAL, n, 8, 2048, 4096 * n) for n in (2, 4, 8)]
     assert [row["flat"] for row in with_verdicts(growing)] == [None, False, False]
@@ -336,7 +339,7 @@ def test_the_command_prints_tables(printed, monkeypatch, capsys):
     assert main(["benchmark", "step", "--config", str(CONFIG)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert [line.split()[0] for line in out.splitlines()[3:9]] == ALL
+    assert [line.split()[0] for line in out.splitlines()[4:10]] == ALL
     assert f"training step: {printed[0]['images_per_second']:.0f} images/s in CPU time on one core" in out
     assert render([step_table(printed)]) in out
 

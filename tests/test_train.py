@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from runs import STEPS, Run, assert_equal_bits, assert_same_run, metrics
 from tensorboardX.proto.event_pb2 import Event
+from train_runs import STEPS, Run, assert_equal_bits, assert_same_run, metrics
 
 from plan_jax.__main__ import main
 from plan_jax.checkpoint import best_step, load_variables, saved_steps

@@ -86,7 +86,16 @@ def scaling_lines(rows: Sequence[dict]) -> list[str]:
         known = [row for row in rows if row["series"] == series and row["flat"] is not None]
         if first is not None and known:
             lines += [_verdict(first, known, exchange) for exchange in EXCHANGES]
+            lines += [_all_together(first, known[-1])] if series == GLOBAL else []
     return lines
+
+
+def _all_together(first: dict, last: dict) -> str:
+    before, after = (sum(row["collective_bytes"].values()) / 1024 for row in (first, last))
+    return (
+        f"{GLOBAL} fixed, all together, watched pairs too: {before:.1f} KiB on each of {first['devices']} devices, "
+        f"{after:.1f} on each of {last['devices']}: {after / before:.2f} times"
+    )
 
 
 def _verdict(first: dict, known: Sequence[dict], exchange: str) -> str:
