@@ -262,7 +262,8 @@ def test_bytes_that_grow_with_the_devices_are_not_flat():
     assert scaling_lines(with_verdicts(steady)) == [
         "global batch fixed, parameters: 2.0 KiB on each of 2 devices, 2.0 on each of 8: flat",
         "global batch fixed, features: 1.0 KiB per pair on each of 2 devices, 1.0 on each of 8: flat",
-        "global batch fixed, all together, watched pairs too: 10.0 KiB on each of 2 devices, 10.0 on each of 8: 1.00 times",
+        "global batch fixed, all together, watched pairs too: 10.0 KiB on each of 2 devices, 10.0 on each of 8: "
+        "1.00 times",
     ]
     growing = [scaled(GLOBAL, n, 8, 2048, 4096 * n) for n in (2, 4, 8)]
     assert [row["flat"] for row in with_verdicts(growing)] == [None, False, False]
