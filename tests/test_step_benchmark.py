@@ -10,12 +10,14 @@ import numpy as np
 import oracle
 import pytest
 from conftest import CONFIG, TINY
+from conftest import QUICK as QUICK_FLAGS
 
 from plan_jax.__main__ import main
 from plan_jax.benchmark import appetite as its
 from plan_jax.benchmark import step as module
 from plan_jax.benchmark import step_parts
 from plan_jax.benchmark.appetite import random_batch, with_what_fits
+from plan_jax.benchmark.measure import ONE_CORE
 from plan_jax.benchmark.step import (
     FIELDS,
     QUICK,
@@ -60,6 +62,7 @@ def printed(phantom_data):
     """Rows that processes of their own found."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUICK", SMALLEST)
+        patch.setattr(module, "ONE_CORE", ONE_CORE | {"XLA_FLAGS": f"{ONE_CORE['XLA_FLAGS']} {QUICK_FLAGS}"})
         return benchmark_step(read_config(CONFIG, SMALL), data=phantom_data, quick=True)
 
 
