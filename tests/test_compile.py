@@ -314,6 +314,22 @@ def test_a_hand_written_kernel_is_told():
 # What fits
 
 
+def test_a_batch_for_which_a_gpu_cannot_launch_the_kernels_does_not_fit(monkeypatch, tiny, mesh):
+    def refuse(message):
+        def lower(*_):
+            raise AssertionError(message)
+
+        monkeypatch.setitem(programs.PROGRAMS, "alignment", lower)
+
+    said = "Cannot fix pallas kernel launch grid within CUDA limits"  # jax/_src/pallas/triton/lowering.py
+    refuse(said)
+    row = report.compile_program("alignment", tiny, parse_topology("h100:1x1x1"), mesh)
+    assert (row["fits"], row["peak_bytes"], row["error"]) == (False, None, said)
+    refuse("another")
+    with pytest.raises(AssertionError, match="another"):
+        report.compile_program("alignment", tiny, parse_topology("h100:1x1x1"), mesh)
+
+
 @pytest.mark.parametrize(
     ("peak", "fitted", "said"),
     [

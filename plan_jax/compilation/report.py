@@ -44,6 +44,8 @@ NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
+# How a program is refused for its batch: for memory, or by JAX for more programs of a GPU's kernel than can be launched.
+TOO_LARGE = ("RESOURCE_EXHAUSTED", "kernel launch grid")
 MOST = 2**24  # pairs of a batch that is tried
 AIM, ENOUGH = 0.98, 0.95  # shares of a chip's memory: where a search aims, and at which it ends
 POWER = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -62,11 +64,11 @@ def compile_program(name: str, config: Config, topology: Topology, mesh: Mesh, *
     row |= {"remat": ", ".join(dict.fromkeys((config.image_encoder.remat, config.text_encoder.remat)))}
     row |= {"batch_size": config.data.batch_size, "memory_bytes": topology.chip.memory}
     row |= {"state_bytes": state_bytes(config, mesh) if name == "step" else None}
-    lowered, start = PROGRAMS[name](config, mesh), time.perf_counter()
+    start = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=LEAST_EFFORT if quick else None)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        compiled = PROGRAMS[name](config, mesh).compile(compiler_options=LEAST_EFFORT if quick else None)
+    except (jax.errors.JaxRuntimeError, AssertionError) as error:
+        if not any(said in str(error) for said in TOO_LARGE):
             raise
         row |= _refused(str(error)) | {"seconds": time.perf_counter() - start}
     else:
