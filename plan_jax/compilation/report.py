@@ -44,7 +44,7 @@ NEEDS = re.compile(r"\b([\d.]+)([KMGT])\b")  # how the TPU compiler writes sizes
 # Of -1 to 1, read by XLA's compilers. A TPU's then keeps less in its fast memory and frees less in the large one by
 # computing again, so that the peak is an upper bound of what the usual effort (0) finds.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
-# How a program is refused for its batch: for memory, or by JAX for more programs of a GPU's kernel than can be launched.
+# How a program is refused for its batch: for memory, or by JAX for more of a GPU's kernel than can be launched.
 TOO_LARGE = ("RESOURCE_EXHAUSTED", "kernel launch grid")
 MOST = 2**24  # pairs of a batch that is tried
 AIM, ENOUGH = 0.98, 0.95  # shares of a chip's memory: where a search aims, and at which it ends
