@@ -164,7 +164,7 @@ def scaling_table(rows: Sequence[dict]) -> Table:
     verdicts = {True: "yes", False: "no", None: ""}
     cells = [
         _cells(row | (row["collective_bytes"] or {}) | {"flat": verdicts[row["flat"]]}, SCALING_COLUMNS)
-        for row in rows
+        for row in sorted(rows, key=lambda row: row["series"] or "", reverse=True)  # the global batch fixed first
         if row["part"] == SCALING
     ]
     return Table("Compiled for virtual devices of the CPU, per device and step", SCALING_COLUMNS, tuple(cells))
