@@ -24,7 +24,6 @@ COLUMNS = (
     Column("tried, does not fit", "bad", 0),
     Column("GiB per chip at the largest", "peak_bytes", 2),
     Column("of these parameters and moments", "state_bytes", 2),
-    Column("MiB for one more pair on a chip", "pair", 1),
     *(Column(f"{kind} MiB", kind, 0) for kind in KINDS),
 )
 
@@ -59,22 +58,12 @@ def planning_table(rows: Sequence[dict]) -> Table:
 
 
 def _line(rows: Sequence[dict]) -> tuple[Cell, ...]:
-    fitting = sorted((row for row in rows if row["fits"]), key=lambda row: row["batch_size"])
+    largest = max((row for row in rows if row["fits"]), key=lambda row: row["batch_size"], default=None)
     bad = min((row["batch_size"] for row in rows if row["fits"] is False), default=None)
     values = {name: rows[0][name] for name in (*SETTING, "chips")} | {"bad": bad, "batch_size": None}
     values |= {"memory_bytes": rows[0]["memory_bytes"] and rows[0]["memory_bytes"] / GIB}
-    if fitting:
-        largest = fitting[-1]
+    if largest:
         values |= {kind: largest["collective_bytes"].get(kind, 0) / 2**20 for kind in KINDS}
         values |= {name: largest[name] and largest[name] / GIB for name in ("peak_bytes", "state_bytes")}
-        values |= {"batch_size": largest["batch_size"], "pair": _mib_per_pair(fitting)}
+        values |= {"batch_size": largest["batch_size"]}
     return tuple(values.get(column.name) for column in COLUMNS)
-
-
-def _mib_per_pair(fitting: Sequence[dict]) -> float | None:
-    """By how much the memory grows with a pair on each chip, between the two largest batches that fit."""
-    if len(fitting) < 2:
-        return None
-    small, large = fitting[-2:]
-    pairs = (large["batch_size"] - small["batch_size"]) / large["chips"]
-    return (large["peak_bytes"] - small["peak_bytes"]) / pairs / 2**20 if pairs else None
