@@ -49,7 +49,7 @@ def fit(config: Config, workdir: Path, *, profile: range | None = None) -> Train
     Raises:
         InputError: the data folder is unusable, `workdir` belongs to a run with another configuration, or the batch
             cannot be cut among the devices.
-        NonFiniteLoss: too many steps in a row had a loss that was not finite, or a spike.
+        NonFiniteLoss: too many steps in a row were left out, or the parameters outgrew float32.
     """
     if not config.data.dir:
         raise InputError("config.data.dir must be a folder that build wrote, got none; add --config.data.dir=DIR")
